@@ -1,0 +1,1 @@
+//! SPDK bindings.

@@ -1,0 +1,9 @@
+//! presnap: an SPDK storage target whose snapshots are copied before they are asked for.
+//!
+//! Rooms and their one-way dependencies are listed in `docs/architecture.md`. The pure rooms
+//! (`gate`, `engine`, `store`, `monitor`, `predict`, `replay`) do no I/O of their own and build
+//! without SPDK (`--no-default-features`).
+
+pub mod engine;
+pub mod gate;
+pub mod store;

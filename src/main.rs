@@ -1,0 +1,3 @@
+//! The `presnap` command.
+
+fn main() {}
