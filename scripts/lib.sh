@@ -107,6 +107,8 @@ wait_until() {
 # kernel's count is always derived from the ledger, and goes back to base with the last claim.
 
 hugepage_kib=2048
+# Memory that a reservation must leave to everyone else.
+hugepages_leave_kib=$((512 * 1024))
 _hugepages_kernel=/sys/kernel/mm/hugepages/hugepages-${hugepage_kib}kB
 _hugepages_mount=/dev/hugepages
 _hugepages_ledger=/run/presnap-hugepages
@@ -147,13 +149,18 @@ _hugepages_sum_claims() {
 
 # Sets the kernel's count to what the ledger asks for. Status 1 when the kernel gives less.
 _hugepages_apply() {
-	local base base_free target mounted have
+	local base base_free target mounted have more_kib
 	read -r base base_free _ mounted <"$_hugepages_ledger/state"
 	_hugepages_sum_claims
 	target=$((base - base_free + claimed_pages))
 	((target < base)) && target=$base
 	printf '%s %s %s %s\n' "$base" "$base_free" "$target" "$mounted" >"$_hugepages_ledger/state"
 	have=$(<"$_hugepages_kernel/nr_hugepages")
+	# Asked for too much, the kernel would take all there is, down to other programs' last page.
+	more_kib=$(((target - have) * hugepage_kib))
+	if ((more_kib > 0 && more_kib + hugepages_leave_kib > $(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo))); then
+		return 1
+	fi
 	if ((have != target)); then
 		printf '%s\n' "$target" >"$_hugepages_kernel/nr_hugepages" || return 1
 		have=$(<"$_hugepages_kernel/nr_hugepages")
@@ -182,7 +189,7 @@ hugepages_sweep() {
 # hugepages_reserve MIB: make MIB of hugepages available to this script and what it starts, and
 # mount hugetlbfs when it is not. Everything goes back to what it was when the script ends.
 hugepages_reserve() {
-	local mib=$1 pages nr free state target mounted=no have
+	local mib=$1 pages nr free state target mounted=no available
 	pages=$(((mib * 1024 + hugepage_kib - 1) / hugepage_kib))
 	if [[ ! -r $_hugepages_kernel/nr_hugepages ]]; then
 		die "this kernel has no 2 MiB hugepages" "run on an x86-64 Linux kernel with CONFIG_HUGETLBFS"
@@ -210,9 +217,9 @@ hugepages_reserve() {
 	on_exit hugepages_release
 	_hugepages_lock
 	if ! _hugepages_apply 2>/dev/null; then
-		have=$(<"$_hugepages_kernel/nr_hugepages")
+		available=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo)
 		_hugepages_unlock
-		die "the kernel could not give $mib MiB of hugepages (it has $have pages of 2 MiB in all)" \
+		die "the kernel could not give $mib MiB of hugepages ($((available / 1024)) MiB of memory are available)" \
 			"free some memory or end other SPDK programs; after a boot memory is less fragmented. See: grep Huge /proc/meminfo"
 	fi
 	if ! findmnt --noheadings --types hugetlbfs "$_hugepages_mount" >/dev/null; then

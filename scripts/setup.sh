@@ -12,7 +12,7 @@ set -euo pipefail
 # Sorting and messages of tools are the same everywhere.
 export LC_ALL=C
 scripts_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=scripts/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$scripts_dir/lib.sh"
 
 # --- what is built ---------------------------------------------------------------------------------
