@@ -1,1 +1,23 @@
-//! The engine room.
+//! Snapshots of a volume as a state machine: events in, effects out, no I/O of its own.
+//!
+//! Start with [`Engine::apply`]; [`events`] lists what goes in and comes out, [`records`] what is
+//! made durable. `docs/architecture.md` tells the life of a snapshot.
+#![forbid(unsafe_code)]
+
+mod chain;
+pub mod crc;
+pub mod events;
+mod machine;
+mod pacer;
+mod policy;
+pub mod records;
+mod snapshot;
+mod staging;
+
+pub use chain::{Chain, ChainError, CreatePlan};
+pub use machine::{
+    COPY_IN_FLIGHT_MAX, Content, Counters, Engine, Purpose, Settings, SlotSpace, Staged,
+    StagedChunk,
+};
+pub use policy::{Policy, PolicyKind};
+pub use staging::{STAGING_ERRORS_MAX, STAGING_IN_FLIGHT_MAX};

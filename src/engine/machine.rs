@@ -1,0 +1,725 @@
+//! The engine of one volume: staging and the life of the snapshot under way.
+//!
+//! One owner, one thread (the volume's). [`Engine::apply`] takes an event and leaves effects; it
+//! does no I/O and knows no clock but the one it is given, so the simulator runs this very code.
+//!
+//! Life of a snapshot: `Begin` (its record is made durable) - the cut - `Copy` (dirty chunks of
+//! the old epoch are adopted, copied or preserved) - `Flush` - `Commit`. Any trouble after the cut leads to `Fail` instead: first the gate
+//! lets every parked command go, then slots and records are cleaned up, then the old epoch's dirty
+//! chunks are made dirty in the current one, since no snapshot holds them.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::crc::CrcCombiner;
+use super::events::{CatalogStep, Copied, CopyJob, Effect, Event, JobId, Micros};
+use super::pacer::Pacer;
+use super::policy::{Policy, PolicyKind};
+use super::records::{
+    BLOCKS_PER_CHUNK, BlockCrcs, CatalogReply, CatalogRequest, SlotIndex, SlotRef, SnapshotRecord,
+    SnapshotState, StagedRecord, VolumeId,
+};
+use super::snapshot::Snapshot;
+use super::staging::{STAGING_IN_FLIGHT_MAX, Sweep};
+use crate::gate::{BlockMap, ChunkIndex, CopyEnd, Epoch, Gate, Geometry, OperationNumber};
+
+/// Copies under way at once for a snapshot: enough to keep two NVMe devices busy with 256 KiB
+/// requests, few enough that a parked command's copy does not queue for long behind them.
+pub const COPY_IN_FLIGHT_MAX: usize = 16;
+
+/// The slots of a store, as far as the engine is concerned.
+pub trait SlotSpace {
+    /// Takes a free slot.
+    fn allocate(&mut self) -> Option<SlotIndex>;
+    /// Gives a slot back.
+    fn release(&mut self, slot: SlotIndex);
+    /// Free slots.
+    fn free(&self) -> u64;
+}
+
+/// Settings of an engine that may change while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Which chunks are staged.
+    pub policy: PolicyKind,
+    /// Slots that staged copies may take.
+    pub staging_slots_max: u64,
+    /// Limit on background copying; preserving for a parked command is exempt.
+    pub copy_bytes_per_s_max: Option<u64>,
+    /// A command may be parked for so long before the snapshot is given up for it.
+    pub parked_us_max: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            policy: PolicyKind::Off,
+            staging_slots_max: u64::MAX,
+            copy_bytes_per_s_max: None,
+            parked_us_max: 5_000_000,
+        }
+    }
+}
+
+/// What a staged chunk's copy consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The copy is in this slot.
+    Slot(SlotIndex),
+    /// The chunk was all zeros.
+    Zero,
+    /// The chunk was as in the newest complete snapshot.
+    Unchanged,
+}
+
+/// A copy that was made before a snapshot asked for it.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// The copy.
+    pub content: Content,
+    /// Highest operation number given out when the copy was started.
+    pub operation_number: OperationNumber,
+    /// Checksums of its blocks.
+    pub block_crcs: Box<BlockCrcs>,
+}
+
+/// Why a copy is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Ahead of any snapshot.
+    Stage,
+    /// For the snapshot under way.
+    Complete,
+    /// For the snapshot under way; a foreground command waits.
+    Preserve,
+}
+
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) chunk: ChunkIndex,
+    purpose: Purpose,
+    slot: SlotIndex,
+    taken: BlockMap,
+    refreshed: Option<Staged>,
+    epoch: Epoch,
+    operation_number: OperationNumber,
+    /// The snapshot it was compared with was deleted meanwhile.
+    stale: bool,
+}
+
+/// Counters since the engine was made; bytes are of the master's data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Chunks staged for the first time since their last cut.
+    pub staged_copies: u64,
+    /// Staged chunks refreshed.
+    pub refreshed_copies: u64,
+    /// Bytes copied for staging and refreshing.
+    pub staged_bytes: u64,
+    /// Bytes copied after cuts.
+    pub completed_bytes: u64,
+    /// Bytes of adopted chunks.
+    pub adopted_bytes: u64,
+    /// Staging copies that ended in an error.
+    pub staging_errors: u64,
+    /// Chunks not staged because the staging limit or the store was full.
+    pub staging_refused: u64,
+    /// Times a foreground command asked for a chunk to be preserved.
+    pub parked: u64,
+    /// Snapshots completed.
+    pub snapshots_complete: u64,
+    /// Snapshots failed.
+    pub snapshots_failed: u64,
+}
+
+/// A staged chunk as `presnap_get_chunks` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StagedChunk {
+    /// The chunk.
+    pub chunk: ChunkIndex,
+    /// Tag of the copy.
+    pub operation_number: OperationNumber,
+    /// The copy.
+    pub content: Content,
+    /// Blocks modified since; empty means valid.
+    pub block_map: BlockMap,
+}
+
+/// The engine of one volume.
+#[derive(Debug)]
+pub struct Engine {
+    pub(super) gate: Arc<Gate>,
+    pub(super) volume: VolumeId,
+    pub(super) settings: Settings,
+    combiner: CrcCombiner,
+    pub(super) pacer: Pacer,
+    pub(super) snapshot: Option<Snapshot>,
+    /// Copies of chunks that are dirty in the current epoch.
+    pub(super) staged: HashMap<ChunkIndex, Staged>,
+    pub(super) jobs: HashMap<JobId, Job>,
+    job_count: u64,
+    pub(super) policy: Policy,
+    /// A chunk that is due and waits for the pacer or for room.
+    pub(super) held: Option<ChunkIndex>,
+    /// Where the search for dirty chunks that the policy never saw written goes on, and from when.
+    pub(super) sweep: Option<Sweep>,
+    /// Which chunks changed since the newest complete snapshot is not known (unclean stop): full
+    /// copies are compared with it.
+    compare: bool,
+    pub(super) staging_off: Option<String>,
+    pub(super) staging_error_run: u32,
+    store_gone: Option<String>,
+    stopping: bool,
+    /// A create that came while the one before was still being cleared away.
+    pub(super) deferred: Option<SnapshotRecord>,
+    /// Slots of failed snapshots whose failure could not be recorded.
+    pub(super) stranded: Vec<SlotIndex>,
+    pub(super) counters: Counters,
+    pub(super) effects: VecDeque<Effect>,
+}
+
+impl Engine {
+    /// An engine for a volume whose gate is set up. `compare` says that all chunks are dirty only
+    /// for want of knowledge, while a complete snapshot exists to compare with.
+    pub fn new(
+        gate: Arc<Gate>,
+        volume: VolumeId,
+        settings: Settings,
+        compare: bool,
+        now: Micros,
+    ) -> Self {
+        let combiner = CrcCombiner::new(gate.geometry().block_bytes());
+        let mut engine = Self {
+            gate,
+            combiner,
+            volume,
+            settings,
+            pacer: Pacer::new(settings.copy_bytes_per_s_max),
+            snapshot: None,
+            staged: HashMap::new(),
+            jobs: HashMap::new(),
+            job_count: 0,
+            policy: Policy::new(settings.policy),
+            held: None,
+            sweep: None,
+            compare,
+            staging_off: None,
+            staging_error_run: 0,
+            store_gone: None,
+            stopping: false,
+            deferred: None,
+            stranded: Vec::new(),
+            counters: Counters::default(),
+            effects: VecDeque::new(),
+        };
+        engine.schedule_sweep(now);
+        engine
+    }
+
+    /// Takes over a staged copy from a clean stop. Call before the first command enters.
+    pub fn restore_staged(&mut self, record: StagedRecord) {
+        let (gate, chunk) = (&self.gate, record.chunk);
+        assert!(gate.mark_dirty(chunk), "no cut is active while a volume is set up");
+        let all = gate.begin_copy(chunk).expect("a dirty chunk can be copied");
+        let _ = gate.end_copy(chunk, true, all);
+        if record.block_map != 0 {
+            // As if a refresh of these blocks had failed.
+            let _ = gate.begin_copy(chunk);
+            let _ = gate.end_copy(chunk, false, BlockMap(record.block_map));
+        }
+        let staged = Staged {
+            content: record.slot.map_or(Content::Zero, Content::Slot),
+            operation_number: record.operation_number,
+            block_crcs: record.block_crcs,
+        };
+        let before = self.staged.insert(record.chunk, staged);
+        assert!(before.is_none(), "chunk {:?} is staged twice in the catalog", record.chunk);
+    }
+
+    /// The gate this engine works on.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Settings in force.
+    pub fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// Counters.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Why staging is off although the policy is not, if so.
+    pub fn staging_off(&self) -> Option<&str> {
+        self.staging_off.as_deref()
+    }
+
+    /// Number of staged copies, valid or not, those under way included.
+    pub fn staged_len(&self) -> usize {
+        self.staged.len() + self.jobs.values().filter(|j| j.purpose == Purpose::Stage).count()
+    }
+
+    /// Staged chunks, in no order.
+    pub fn staged_chunks(&self) -> impl Iterator<Item = StagedChunk> + '_ {
+        self.staged.iter().map(|(&chunk, staged)| StagedChunk {
+            chunk,
+            operation_number: staged.operation_number,
+            content: staged.content,
+            block_map: self.gate.block_map(chunk),
+        })
+    }
+
+    /// The staged copy of one chunk.
+    pub fn staged_chunk(&self, chunk: ChunkIndex) -> Option<StagedChunk> {
+        self.staged.get(&chunk).map(|staged| StagedChunk {
+            chunk,
+            operation_number: staged.operation_number,
+            content: staged.content,
+            block_map: self.gate.block_map(chunk),
+        })
+    }
+
+    /// When a write to `chunk` was last reported, if the policy still follows it.
+    pub fn last_write(&self, chunk: ChunkIndex) -> Option<Micros> {
+        self.policy.last_write(chunk)
+    }
+
+    /// The snapshot under way: its record so far and the share of its dirty index walked.
+    pub fn progress(&self) -> Option<(&SnapshotRecord, f64)> {
+        self.snapshot
+            .as_ref()
+            .map(|s| (&s.record, s.walked_share(self.gate.geometry().chunk_count())))
+    }
+
+    /// Whether there is anything to do soon: the driver then ticks as often as it can.
+    pub fn is_busy(&self) -> bool {
+        self.snapshot.is_some() || !self.jobs.is_empty() || self.stopping
+    }
+
+    /// Changes policy and limits from now on.
+    pub fn set_settings(&mut self, settings: Settings, now: Micros) {
+        if settings.policy != self.settings.policy || self.staging_off.is_some() {
+            self.policy = Policy::new(settings.policy);
+            self.held = None;
+            self.staging_off = None;
+            self.staging_error_run = 0;
+        }
+        if settings.copy_bytes_per_s_max != self.settings.copy_bytes_per_s_max {
+            self.pacer.set_limit(settings.copy_bytes_per_s_max);
+        }
+        self.settings = settings;
+        self.schedule_sweep(now);
+    }
+
+    /// A modifying command touched `chunk` (from the access records).
+    pub fn observe_write(&mut self, chunk: ChunkIndex, now: Micros) {
+        self.policy.observe(chunk, now);
+    }
+
+    /// Access records were lost: look for dirty chunks without them.
+    pub fn records_lost(&mut self, now: Micros) {
+        self.schedule_sweep(now);
+    }
+
+    /// Writes how long the cut took into the record of the snapshot under way.
+    pub fn set_cut_us(&mut self, cut_us: u64) {
+        if let Some(snapshot) = &mut self.snapshot {
+            snapshot.record.times.cut_us = cut_us;
+        }
+    }
+
+    /// The oldest effect not taken yet.
+    pub fn next_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Takes an event. Effects are fetched with [`Engine::next_effect`] afterwards.
+    pub fn apply(&mut self, now: Micros, event: Event, slots: &mut dyn SlotSpace) {
+        match event {
+            Event::Create(record) => self.create(now, record),
+            Event::CatalogDone { step, result } => self.catalog_done(now, step, result, slots),
+            Event::CopyDone { job, result } => self.copy_done(now, job, result, slots),
+            Event::FlushDone(result) => self.flush_done(now, result, slots),
+            Event::Parked(chunk) => self.parked(now, chunk, slots),
+            Event::Abort(reason) => self.fail(reason, slots),
+            Event::Dirtied(chunks) => self.dirtied(now, &chunks, slots),
+            Event::StoreGone(reason) => self.store_is_gone(&reason, slots),
+            Event::Tick => {}
+            Event::Stop => {
+                self.stopping = true;
+                self.fail("the volume was stopped before it was complete".into(), slots);
+            }
+        }
+        self.advance(now, slots);
+        self.check_invariants();
+    }
+
+    fn advance(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
+        self.advance_snapshot(now, slots);
+        if self.snapshot.is_none() {
+            if let Some(record) = self.deferred.take() {
+                self.create(now, record);
+            } else if self.stopping {
+                self.save_and_stop();
+            } else {
+                self.stage(now, slots);
+            }
+        }
+    }
+
+    fn create(&mut self, now: Micros, record: SnapshotRecord) {
+        if let Some(reason) = self
+            .store_gone
+            .clone()
+            .or_else(|| self.stopping.then(|| "the volume is being stopped".to_owned()))
+        {
+            let mut record = record;
+            record.state = SnapshotState::Failed;
+            record.reason = Some(reason);
+            self.effects.push_back(Effect::Ended(record));
+        } else if self.snapshot.is_some() {
+            assert!(self.deferred.is_none(), "the chain admits one snapshot at a time");
+            self.deferred = Some(record);
+        } else {
+            self.effects.push_back(Effect::Catalog {
+                step: CatalogStep::Begin,
+                request: CatalogRequest::BeginSnapshot(record.clone()),
+            });
+            self.snapshot = Some(Snapshot::new(record, now));
+        }
+    }
+
+    fn store_is_gone(&mut self, reason: &str, slots: &mut dyn SlotSpace) {
+        self.store_gone = Some(reason.to_owned());
+        self.staging_off = Some(reason.to_owned());
+        self.fail(reason.to_owned(), slots);
+        for (chunk, staged) in std::mem::take(&mut self.staged) {
+            let _ = self.gate.drop_staged(chunk);
+            release(staged.content, slots);
+        }
+    }
+
+    fn dirtied(&mut self, now: Micros, chunks: &[ChunkIndex], slots: &mut dyn SlotSpace) {
+        let chunks: HashSet<ChunkIndex> = chunks.iter().copied().collect();
+        for job in self.jobs.values_mut().filter(|job| chunks.contains(&job.chunk)) {
+            job.stale = true;
+        }
+        for &chunk in &chunks {
+            // Not while a snapshot completes: the chain keeps what that one builds on.
+            assert!(self.gate.mark_dirty(chunk), "chunk {chunk:?} is pending");
+            // "As in the newest snapshot" means nothing when that is gone.
+            if self.staged.get(&chunk).is_some_and(|s| s.content == Content::Unchanged) {
+                self.drop_staged(chunk, slots);
+            }
+        }
+        self.schedule_sweep(now);
+    }
+
+    fn drop_staged(&mut self, chunk: ChunkIndex, slots: &mut dyn SlotSpace) {
+        if let Some(staged) = self.staged.remove(&chunk) {
+            assert!(self.gate.drop_staged(chunk), "the gate and the engine agree");
+            release(staged.content, slots);
+        }
+    }
+
+    // ---- copies -------------------------------------------------------------------------------
+
+    pub(super) fn copies_in_flight(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Whether a copy that belongs to an epoch before the current one is under way.
+    pub(super) fn old_copies_in_flight(&self) -> bool {
+        let current = self.gate.epoch();
+        self.jobs.values().any(|job| job.epoch != current)
+    }
+
+    /// Starts a copy of `chunk`; `refreshed` is the outdated copy it builds on. `Err` gives that
+    /// back if there is no slot to copy to.
+    pub(super) fn start_copy(
+        &mut self,
+        chunk: ChunkIndex,
+        refreshed: Option<Staged>,
+        purpose: Purpose,
+        slots: &mut dyn SlotSpace,
+    ) -> Result<(), NoSlot> {
+        let (slot, refreshed) = match refreshed {
+            Some(staged) => match staged.content {
+                Content::Slot(slot) => (slot, Some(staged)),
+                Content::Zero | Content::Unchanged => {
+                    // There is no slot to bring up to date: copy all of it.
+                    assert!(self.gate.drop_staged(chunk), "the gate and the engine agree");
+                    (slots.allocate().ok_or(NoSlot)?, None)
+                }
+            },
+            None => (slots.allocate().ok_or(NoSlot)?, None),
+        };
+        let epoch = match (purpose, &self.snapshot) {
+            (Purpose::Complete | Purpose::Preserve, Some(snapshot)) => snapshot.old_epoch,
+            _ => self.gate.epoch(),
+        };
+        let operation_number = self.gate.next_operation();
+        let taken = self.gate.begin_copy(chunk).expect("a dirty chunk without a copy under way");
+        assert!(
+            refreshed.is_some() || taken == self.gate.geometry().full_map(chunk),
+            "a first copy takes every block"
+        );
+        let id = JobId(self.job_count);
+        self.job_count += 1;
+        let compare = self.compare && refreshed.is_none();
+        self.jobs.insert(
+            id,
+            Job { chunk, purpose, slot, taken, refreshed, epoch, operation_number, stale: false },
+        );
+        let job = CopyJob { id, chunk, slot, blocks: taken, compare };
+        self.effects.push_back(Effect::Copy(job));
+        Ok(())
+    }
+
+    fn copy_done(
+        &mut self,
+        now: Micros,
+        id: JobId,
+        result: Result<Copied, String>,
+        slots: &mut dyn SlotSpace,
+    ) {
+        let job = self.jobs.remove(&id).expect("each copy ends once");
+        let bytes = bytes_of(self.gate.geometry(), job.chunk, job.taken);
+        match job.purpose {
+            Purpose::Stage => self.counters.staged_bytes += bytes,
+            Purpose::Complete | Purpose::Preserve => self.counters.completed_bytes += bytes,
+        }
+        let result = match result {
+            Ok(Copied::Unchanged) if job.stale => {
+                Err("the snapshot it was compared with was deleted".to_owned())
+            }
+            other => other,
+        };
+        let end = self.gate.end_copy(job.chunk, result.is_ok(), job.taken);
+        let (chunk, purpose) = (job.chunk, job.purpose);
+        let (stale, epoch) = (job.stale, job.epoch);
+        let of_snapshot = self.snapshot.as_ref().is_some_and(|s| s.owns(job.epoch));
+        let first = job.refreshed.is_none();
+        let staged = match result {
+            Ok(copied) if end != CopyEnd::Lost => Ok(finished(job, copied, slots)),
+            Ok(_) => {
+                slots.release(job.slot);
+                Err(None)
+            }
+            Err(reason) => {
+                // What the slot holds now is unknown, an earlier copy in it included.
+                let _ = self.gate.drop_staged(chunk);
+                slots.release(job.slot);
+                Err(Some(reason))
+            }
+        };
+        if of_snapshot {
+            self.snapshot_copy_done(chunk, purpose, staged, slots);
+        } else if epoch != self.gate.epoch() {
+            // Made for a snapshot that failed meanwhile, or staged before it.
+            if let Ok(staged) = staged {
+                let _ = self.gate.drop_staged(chunk);
+                release(staged.content, slots);
+            }
+        } else {
+            match staged {
+                Ok(staged) => {
+                    self.staging_error_run = 0;
+                    if first {
+                        self.counters.staged_copies += 1;
+                    } else {
+                        self.counters.refreshed_copies += 1;
+                    }
+                    let before = self.staged.insert(chunk, staged);
+                    assert!(before.is_none(), "chunk {chunk:?} was staged while being copied");
+                }
+                Err(Some(reason)) if !stale => self.staging_failed(chunk, &reason),
+                Err(_) => {}
+            }
+        }
+    }
+
+    // ---- stopping -----------------------------------------------------------------------------
+
+    fn save_and_stop(&mut self) {
+        if !self.jobs.is_empty() {
+            return;
+        }
+        self.stopping = false;
+        if let Some(reason) = &self.store_gone {
+            self.effects.push_back(Effect::Stopped(Err(reason.clone())));
+            return;
+        }
+        if self.compare {
+            // Which chunks are dirty is still not known: leave the volume marked as in use, so
+            // that the next start compares as this one did.
+            self.effects.push_back(Effect::Stopped(Ok(())));
+            return;
+        }
+        let mut staged: Vec<StagedRecord> = Vec::with_capacity(self.staged.len());
+        for (&chunk, copy) in &self.staged {
+            let slot = match copy.content {
+                Content::Slot(slot) => Some(slot),
+                Content::Zero => None,
+                Content::Unchanged => continue,
+            };
+            staged.push(StagedRecord {
+                chunk,
+                operation_number: copy.operation_number,
+                slot,
+                block_map: self.gate.block_map(chunk).0,
+                block_crcs: copy.block_crcs.clone(),
+            });
+        }
+        staged.sort_unstable_by_key(|record| record.chunk);
+        self.effects.push_back(Effect::Catalog {
+            step: CatalogStep::Close,
+            request: CatalogRequest::CloseVolume {
+                volume: self.volume,
+                operation_number: self.gate.next_operation(),
+                dirty_words: self.dirty_words(),
+                staged,
+            },
+        });
+    }
+
+    fn dirty_words(&self) -> Vec<(u32, u64)> {
+        let mut words: Vec<(u32, u64)> = Vec::new();
+        let mut walk = self.gate.dirty_walk(self.gate.epoch());
+        self.gate.peek_dirty(&mut walk, usize::MAX, |chunk| {
+            let (word, bit) = (chunk.0 / 64, 1 << (chunk.0 % 64));
+            match words.last_mut() {
+                Some((last, bits)) if *last == word => *bits |= bit,
+                _ => words.push((word, bit)),
+            }
+        });
+        words
+    }
+
+    fn catalog_done(
+        &mut self,
+        now: Micros,
+        step: CatalogStep,
+        result: Result<CatalogReply, String>,
+        slots: &mut dyn SlotSpace,
+    ) {
+        if step == CatalogStep::Close {
+            self.effects.push_back(Effect::Stopped(result.map(drop)));
+        } else {
+            self.snapshot_catalog_done(now, step, result.map(drop), slots);
+        }
+    }
+
+    /// A snapshot is complete: from now on what is dirty is known exactly.
+    pub(super) fn dirty_set_is_exact(&mut self) {
+        self.compare = false;
+    }
+
+    /// Slots that the engine holds in memory: staged, being copied to, or of the snapshot under
+    /// way. With the catalog's rows they are all slots in use (I8).
+    pub fn held_slots(&self) -> Vec<SlotIndex> {
+        let slot = |content: Content| match content {
+            Content::Slot(slot) => Some(slot),
+            Content::Zero | Content::Unchanged => None,
+        };
+        let mut held: Vec<SlotIndex> =
+            self.staged.values().filter_map(|staged| slot(staged.content)).collect();
+        held.extend(self.stranded.iter().copied());
+        held.extend(self.jobs.values().map(|job| job.slot));
+        if let Some(snapshot) = &self.snapshot {
+            held.extend(snapshot.candidates.values().filter_map(|staged| slot(staged.content)));
+            held.extend(snapshot.slots_taken.iter().copied());
+        }
+        held
+    }
+
+    fn check_invariants(&self) {
+        assert!(
+            self.jobs.len() <= COPY_IN_FLIGHT_MAX + STAGING_IN_FLIGHT_MAX,
+            "{} copies in flight",
+            self.jobs.len()
+        );
+        assert!(self.snapshot.is_some() || !self.gate.is_cut_active(), "a cut without a snapshot");
+    }
+
+    /// Checks what takes time proportional to the staged copies; for tests and the simulator.
+    pub fn self_check(&self) {
+        let held = self.held_slots();
+        let distinct: HashSet<SlotIndex> = held.iter().copied().collect();
+        assert_eq!(held.len(), distinct.len(), "a slot is held twice");
+        for chunk in self.staged.keys() {
+            assert!(self.gate.is_dirty(*chunk), "staged chunk {chunk:?} is not dirty");
+            assert!(
+                !self.jobs.values().any(|job| job.chunk == *chunk),
+                "chunk {chunk:?} is staged and being copied"
+            );
+        }
+    }
+
+    /// The place of a copy in a snapshot's rows; `None` if it takes no row.
+    pub(super) fn slot_ref(&self, chunk: ChunkIndex, staged: &Staged) -> Option<SlotRef> {
+        match staged.content {
+            Content::Slot(slot) => {
+                let bytes = chunk_bytes(self.gate.geometry(), chunk);
+                let crc32c = self.combiner.combine(&staged.block_crcs, bytes as u32);
+                Some(SlotRef::Slot { slot, crc32c })
+            }
+            Content::Zero => Some(SlotRef::Zero),
+            Content::Unchanged => None,
+        }
+    }
+}
+
+/// Bytes that `chunk` has; fewer than the chunk size at the volume's end.
+pub(super) fn chunk_bytes(geometry: &Geometry, chunk: ChunkIndex) -> u64 {
+    geometry.chunk_range(chunk).count * u64::from(geometry.lba_bytes())
+}
+
+/// Bytes that `blocks` of `chunk` have.
+pub(super) fn bytes_of(geometry: &Geometry, chunk: ChunkIndex, blocks: BlockMap) -> u64 {
+    let bytes = u64::from(blocks.count()) * u64::from(geometry.block_bytes());
+    bytes.min(chunk_bytes(geometry, chunk))
+}
+
+/// There is no free slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoSlot;
+
+pub(super) fn release(content: Content, slots: &mut dyn SlotSpace) {
+    if let Content::Slot(slot) = content {
+        slots.release(slot);
+    }
+}
+
+/// What a copy that succeeded amounts to.
+fn finished(job: Job, copied: Copied, slots: &mut dyn SlotSpace) -> Staged {
+    let content = match copied {
+        Copied::Written { block_crcs } => {
+            let mut merged = match job.refreshed {
+                Some(refreshed) => refreshed.block_crcs,
+                None => Box::new([0; BLOCKS_PER_CHUNK]),
+            };
+            for (block, (to, from)) in merged.iter_mut().zip(block_crcs.iter()).enumerate() {
+                if job.taken.0 >> block & 1 == 1 {
+                    *to = *from;
+                }
+            }
+            return Staged {
+                content: Content::Slot(job.slot),
+                operation_number: job.operation_number,
+                block_crcs: merged,
+            };
+        }
+        Copied::Zero => Content::Zero,
+        Copied::Unchanged => Content::Unchanged,
+    };
+    assert!(job.refreshed.is_none(), "only a full copy can be found zero or unchanged");
+    slots.release(job.slot);
+    Staged {
+        content,
+        operation_number: job.operation_number,
+        block_crcs: Box::new([0; BLOCKS_PER_CHUNK]),
+    }
+}

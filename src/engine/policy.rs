@@ -1,0 +1,115 @@
+//! Which dirty chunks are worth a copy before anyone asks for a snapshot.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+use super::events::Micros;
+use crate::gate::ChunkIndex;
+
+/// How staging decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyKind {
+    /// Stage nothing.
+    Off,
+    /// Stage a dirty chunk once it was not written for this long.
+    Idle {
+        /// Time without a write, in microseconds.
+        rest_us: u64,
+    },
+}
+
+impl PolicyKind {
+    /// Name as in the RPC.
+    pub fn name(self) -> &'static str {
+        match self {
+            PolicyKind::Off => "off",
+            PolicyKind::Idle { .. } => "idle",
+        }
+    }
+}
+
+/// Follows the writes of one volume and names chunks that are due.
+///
+/// Memory: one heap entry and one map entry for each chunk written and not yet named, about
+/// 48 bytes; chunks that are named are forgotten until they are written again.
+#[derive(Debug)]
+pub struct Policy {
+    kind: PolicyKind,
+    last_write: HashMap<ChunkIndex, Micros>,
+    due: BinaryHeap<Reverse<(Micros, ChunkIndex)>>,
+}
+
+impl Policy {
+    /// A policy that has seen nothing yet.
+    pub fn new(kind: PolicyKind) -> Self {
+        Self { kind, last_write: HashMap::new(), due: BinaryHeap::new() }
+    }
+
+    /// The decision rule in force.
+    pub fn kind(&self) -> PolicyKind {
+        self.kind
+    }
+
+    /// A modifying command touched `chunk`.
+    pub fn observe(&mut self, chunk: ChunkIndex, now: Micros) {
+        let PolicyKind::Idle { rest_us } = self.kind else { return };
+        // One heap entry per chunk: a chunk that is written again is put back when its entry
+        // comes up, not on each write.
+        if self.last_write.insert(chunk, now).is_none() {
+            self.due.push(Reverse((Micros(now.0 + rest_us), chunk)));
+        }
+    }
+
+    /// When `chunk` was last seen written; `None` if that was not seen or it was named since.
+    pub fn last_write(&self, chunk: ChunkIndex) -> Option<Micros> {
+        self.last_write.get(&chunk).copied()
+    }
+
+    /// The next chunk worth a copy now, if any; it is not named again until it is written again.
+    pub fn next_due(&mut self, now: Micros) -> Option<ChunkIndex> {
+        let PolicyKind::Idle { rest_us } = self.kind else { return None };
+        loop {
+            let Reverse((due, chunk)) = *self.due.peek()?;
+            if due > now {
+                return None;
+            }
+            self.due.pop();
+            let last = self.last_write.get(&chunk).copied()?;
+            let due = Micros(last.0 + rest_us);
+            if due > now {
+                self.due.push(Reverse((due, chunk)));
+            } else {
+                self.last_write.remove(&chunk);
+                return Some(chunk);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_names_a_chunk_once_it_rested() {
+        let mut policy = Policy::new(PolicyKind::Idle { rest_us: 100 });
+        policy.observe(ChunkIndex(1), Micros(0));
+        policy.observe(ChunkIndex(2), Micros(10));
+        policy.observe(ChunkIndex(1), Micros(60));
+        assert_eq!(policy.next_due(Micros(100)), None);
+        assert_eq!(policy.next_due(Micros(110)), Some(ChunkIndex(2)));
+        assert_eq!(policy.next_due(Micros(110)), None);
+        assert_eq!(policy.next_due(Micros(160)), Some(ChunkIndex(1)));
+        assert_eq!(policy.next_due(Micros(10_000)), None);
+        policy.observe(ChunkIndex(1), Micros(10_000));
+        assert_eq!(policy.next_due(Micros(10_100)), Some(ChunkIndex(1)));
+    }
+
+    #[test]
+    fn off_names_nothing_and_keeps_nothing() {
+        let mut policy = Policy::new(PolicyKind::Off);
+        policy.observe(ChunkIndex(1), Micros(0));
+        assert_eq!(policy.next_due(Micros(1_000_000)), None);
+        assert!(policy.last_write.is_empty());
+    }
+}

@@ -1,0 +1,619 @@
+//! The snapshot under way: from the request to complete or failed.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::events::{CatalogStep, Effect, Micros, ReadSource};
+use super::machine::{
+    COPY_IN_FLIGHT_MAX, Engine, NoSlot, Purpose, SlotSpace, Staged, bytes_of, chunk_bytes, release,
+};
+use super::records::{
+    CatalogRequest, SlotIndex, SlotRef, SnapshotRecord, SnapshotRow, SnapshotState,
+};
+use crate::gate::{ChunkIndex, ChunkState, DirtyWalk, Epoch};
+
+/// Pending chunks known at once: enough for the copies in flight to never run dry, small enough
+/// that memory does not grow with the volume.
+const PENDING_MAX: usize = 1024;
+
+/// Chunks visited by the walk in one tick, at some hundred nanoseconds each.
+const WALK_CHUNKS_PER_TICK: usize = 512;
+
+/// Words of the dirty index (64 chunks each) looked at in one tick: at about a nanosecond each
+/// when they are zero, some microseconds.
+const WALK_WORDS_PER_TICK: u32 = 4096;
+
+/// Rows per catalog transaction: about 400 KiB of rows, some milliseconds of the catalog's thread.
+const ROWS_PER_TRANSACTION: usize = 16 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The record is being made durable; no cut yet.
+    Begin,
+    /// After the cut: chunks are being adopted and copied.
+    Copy,
+    /// Everything is in slots; the store's cache is being flushed.
+    Flush,
+    /// The last rows and the record are being made durable.
+    Commit,
+    /// Given up; the record is being made durable as failed.
+    Fail,
+    /// Failed and reported; dirty chunks of the old epoch become dirty in the current one.
+    Redirty,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    Queued,
+    /// Commands from before the cut are in flight on it.
+    Draining,
+    Copying,
+}
+
+/// A snapshot between its request and the end of its clean-up.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) record: SnapshotRecord,
+    phase: Phase,
+    requested_at: Micros,
+    /// The epoch that the cut ended; 0 before.
+    pub(super) old_epoch: Epoch,
+    /// The dirty index of the old epoch, as far as it is not walked; `None` when it is.
+    walk: Option<DirtyWalk>,
+    /// Words of the dirty index walked so far, for the progress.
+    words_walked: u32,
+    /// Chunks taken from the index or brought up by parked commands, to be made dirty again if
+    /// the snapshot fails.
+    brought_up: Vec<ChunkIndex>,
+    /// Chunks of `brought_up` before this place are visited.
+    visited: usize,
+    /// Copies that were staged when the cut came and are not adopted yet.
+    pub(super) candidates: HashMap<ChunkIndex, Staged>,
+    pending: HashMap<ChunkIndex, Pending>,
+    queue: VecDeque<ChunkIndex>,
+    /// Pending chunks that a foreground command waits for; they go first and unpaced.
+    urgent: VecDeque<ChunkIndex>,
+    /// Chunks with parked commands, and since when.
+    waiting: HashMap<ChunkIndex, Micros>,
+    rows: Vec<SnapshotRow>,
+    catalog_busy: bool,
+    /// A flush was sent and not answered.
+    flushing: bool,
+    /// Slots of all rows so far, to be freed if the snapshot fails.
+    pub(super) slots_taken: Vec<SlotIndex>,
+}
+
+impl Snapshot {
+    pub(super) fn new(record: SnapshotRecord, now: Micros) -> Self {
+        Self {
+            record,
+            phase: Phase::Begin,
+            requested_at: now,
+            old_epoch: Epoch(0),
+            walk: None,
+            words_walked: 0,
+            brought_up: Vec::new(),
+            visited: 0,
+            candidates: HashMap::new(),
+            pending: HashMap::new(),
+            queue: VecDeque::new(),
+            urgent: VecDeque::new(),
+            waiting: HashMap::new(),
+            rows: Vec::new(),
+            catalog_busy: true,
+            flushing: false,
+            slots_taken: Vec::new(),
+        }
+    }
+
+    /// Whether a copy started in `epoch` is of use to this snapshot.
+    pub(super) fn owns(&self, epoch: Epoch) -> bool {
+        self.phase == Phase::Copy && epoch <= self.old_epoch
+    }
+
+    /// Share of the dirty index walked.
+    pub(super) fn walked_share(&self, chunk_count: u32) -> f64 {
+        match (self.phase, &self.walk) {
+            (Phase::Begin, _) => 0.0,
+            (_, Some(_)) => f64::from(self.words_walked) * 64.0 / f64::from(chunk_count.max(1)),
+            (_, None) => 1.0,
+        }
+    }
+}
+
+impl Engine {
+    /// Where to read `chunk` of the snapshot under way; `None` if none is readable. Take the
+    /// effects before looking at the snapshot's rows.
+    pub fn read_source(&mut self, chunk: ChunkIndex) -> Option<ReadSource> {
+        let snapshot = self.snapshot.as_ref()?;
+        match snapshot.phase {
+            Phase::Begin | Phase::Fail | Phase::Redirty => return None,
+            // Every chunk is resolved, and commands of the epochs since do not matter.
+            Phase::Flush | Phase::Commit => return Some(ReadSource::Rows),
+            Phase::Copy => {}
+        }
+        Some(match self.gate.classify(chunk, snapshot.old_epoch) {
+            ChunkState::Adopted => {
+                // By a foreground command; perhaps the walk has not come here yet.
+                self.visit(chunk);
+                ReadSource::Rows
+            }
+            ChunkState::Resolved | ChunkState::NotRequired => ReadSource::Rows,
+            ChunkState::Draining => ReadSource::Wait,
+            ChunkState::Adoptable | ChunkState::Staging | ChunkState::Pending { .. } => {
+                ReadSource::Master
+            }
+        })
+    }
+
+    /// Moves the snapshot under way on by one bounded step.
+    pub(super) fn advance_snapshot(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
+        let Some(snapshot) = &self.snapshot else { return };
+        match snapshot.phase {
+            Phase::Begin | Phase::Flush | Phase::Commit | Phase::Fail => {}
+            Phase::Copy => self.advance_copy(now, slots),
+            Phase::Redirty => self.advance_redirty(),
+        }
+    }
+
+    fn under_way(&mut self) -> &mut Snapshot {
+        self.snapshot.as_mut().expect("called for the snapshot under way")
+    }
+
+    fn cut(&mut self, now: Micros) {
+        let point = self.gate.cut().expect("the snapshot before was cleared away entirely");
+        let walk = self.gate.dirty_walk(point.old_epoch);
+        let candidates = std::mem::take(&mut self.staged);
+        let total = u64::from(self.gate.geometry().chunk_count());
+        let snapshot = self.under_way();
+        snapshot.phase = Phase::Copy;
+        snapshot.old_epoch = point.old_epoch;
+        snapshot.walk = Some(walk);
+        snapshot.candidates = candidates;
+        snapshot.record.operation_number = point.operation;
+        snapshot.record.chunks.total = total;
+        snapshot.record.times.consistent_us = now.since(snapshot.requested_at);
+        let record = snapshot.record.clone();
+        self.effects.push_back(Effect::Consistent(record));
+    }
+
+    // ---- copying ------------------------------------------------------------------------------
+
+    fn advance_copy(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
+        let overdue = self.settings.parked_us_max;
+        let snapshot = self.under_way();
+        if let Some((chunk, _)) =
+            snapshot.waiting.iter().find(|(_, since)| now.since(**since) > overdue)
+        {
+            let reason = format!(
+                "a command waited for more than {} ms for chunk {} to be preserved",
+                overdue / 1000,
+                chunk.0
+            );
+            return self.fail(reason, slots);
+        }
+        let draining: Vec<ChunkIndex> = snapshot
+            .pending
+            .iter()
+            .filter_map(|(chunk, state)| (*state == Pending::Draining).then_some(*chunk))
+            .collect();
+        for chunk in draining {
+            self.visit(chunk);
+        }
+        self.walk();
+        self.launch(now, slots);
+        self.send_rows();
+        let snapshot = self.under_way();
+        if snapshot.phase == Phase::Copy
+            && snapshot.walk.is_none()
+            && snapshot.visited == snapshot.brought_up.len()
+            && snapshot.pending.is_empty()
+            && !snapshot.catalog_busy
+        {
+            assert!(snapshot.waiting.is_empty(), "a command is parked and nothing is pending");
+            assert!(snapshot.candidates.is_empty(), "staged copies of chunks that are not dirty");
+            snapshot.phase = Phase::Flush;
+            snapshot.flushing = true;
+            self.gate.finish_cut();
+            self.effects.push_back(Effect::FlushStore);
+        }
+    }
+
+    fn walk(&mut self) {
+        let gate = self.gate.clone();
+        let mut words = 0;
+        for _ in 0..WALK_CHUNKS_PER_TICK {
+            let snapshot = self.under_way();
+            if snapshot.pending.len() >= PENDING_MAX {
+                return;
+            }
+            if let Some(&chunk) = snapshot.brought_up.get(snapshot.visited) {
+                snapshot.visited += 1;
+                if !snapshot.pending.contains_key(&chunk) {
+                    self.visit(chunk);
+                }
+                continue;
+            }
+            while let Some(walk) = &mut snapshot.walk {
+                if words == WALK_WORDS_PER_TICK {
+                    return;
+                }
+                words += 1;
+                snapshot.words_walked += 1;
+                let brought_up = &mut snapshot.brought_up;
+                let before = brought_up.len();
+                if gate.take_dirty(walk, 1, |chunk| brought_up.push(chunk)) {
+                    snapshot.walk = None;
+                    break;
+                }
+                if brought_up.len() > before {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Looks at a chunk of the old epoch and settles it, or notes what it waits for.
+    pub(super) fn visit(&mut self, chunk: ChunkIndex) {
+        let gate = self.gate.clone();
+        loop {
+            let snapshot = self.under_way();
+            let old_epoch = snapshot.old_epoch;
+            match gate.classify(chunk, old_epoch) {
+                ChunkState::Resolved | ChunkState::NotRequired => {
+                    // Settled already, or it was in the index in vain.
+                    snapshot.pending.remove(&chunk);
+                    return;
+                }
+                ChunkState::Adopted => {
+                    // By a foreground command on its way in; settled before if no candidate.
+                    snapshot.pending.remove(&chunk);
+                    if let Some(staged) = snapshot.candidates.remove(&chunk) {
+                        self.settle(chunk, &staged, Purpose::Stage);
+                    }
+                    return;
+                }
+                ChunkState::Adoptable => {
+                    if gate.try_adopt(chunk) {
+                        snapshot.pending.remove(&chunk);
+                        let staged = snapshot
+                            .candidates
+                            .remove(&chunk)
+                            .expect("the gate and the engine agree on what is staged");
+                        self.settle(chunk, &staged, Purpose::Stage);
+                        return;
+                    }
+                }
+                ChunkState::Draining => {
+                    snapshot.pending.insert(chunk, Pending::Draining);
+                    return;
+                }
+                ChunkState::Staging => {
+                    snapshot.pending.insert(chunk, Pending::Copying);
+                    return;
+                }
+                ChunkState::Pending { .. } => {
+                    if snapshot.pending.insert(chunk, Pending::Queued) != Some(Pending::Queued) {
+                        if snapshot.waiting.contains_key(&chunk) {
+                            snapshot.urgent.push_back(chunk);
+                        } else {
+                            snapshot.queue.push_back(chunk);
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn launch(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
+        while self.copies_in_flight() < COPY_IN_FLIGHT_MAX {
+            let gate = self.gate.clone();
+            let snapshot = self.under_way();
+            let (chunk, purpose) = if let Some(&chunk) = snapshot.urgent.front() {
+                (chunk, Purpose::Preserve)
+            } else if let Some(&chunk) = snapshot.queue.front() {
+                (chunk, Purpose::Complete)
+            } else {
+                return;
+            };
+            let take = |snapshot: &mut Snapshot| match purpose {
+                Purpose::Preserve => snapshot.urgent.pop_front(),
+                Purpose::Complete | Purpose::Stage => snapshot.queue.pop_front(),
+            };
+            if snapshot.pending.get(&chunk) != Some(&Pending::Queued) {
+                take(snapshot); // settled or under way since it was queued
+                continue;
+            }
+            let ChunkState::Pending { missing } = gate.classify(chunk, snapshot.old_epoch) else {
+                take(snapshot);
+                snapshot.pending.insert(chunk, Pending::Draining);
+                self.visit(chunk);
+                continue;
+            };
+            let bytes = bytes_of(gate.geometry(), chunk, missing);
+            if purpose == Purpose::Complete && !self.pacer.take(now, bytes) {
+                return;
+            }
+            let snapshot = self.under_way();
+            take(snapshot);
+            snapshot.pending.insert(chunk, Pending::Copying);
+            let partial = snapshot.candidates.remove(&chunk);
+            if let Err(NoSlot) = self.start_copy(chunk, partial, purpose, slots) {
+                let reason = "the store ran out of free slots; delete snapshots or add space";
+                return self.fail(reason.to_owned(), slots);
+            }
+        }
+    }
+
+    /// A foreground command is parked on `chunk`.
+    pub(super) fn parked(&mut self, now: Micros, chunk: ChunkIndex, slots: &mut dyn SlotSpace) {
+        let gate = self.gate.clone();
+        let active = self.snapshot.as_mut().filter(|s| s.phase == Phase::Copy);
+        let Some(snapshot) = active else {
+            self.effects.push_back(Effect::Wake(chunk));
+            return;
+        };
+        if is_settled(gate.classify(chunk, snapshot.old_epoch)) {
+            self.effects.push_back(Effect::Wake(chunk));
+            return;
+        }
+        snapshot.waiting.entry(chunk).or_insert(now);
+        match snapshot.pending.get(&chunk) {
+            // Its place in the queue is skipped when it comes up.
+            Some(Pending::Queued) => snapshot.urgent.push_back(chunk),
+            Some(Pending::Draining | Pending::Copying) => {}
+            None => {
+                // The walk may have taken it from the index, or never find it there: either way
+                // it must be dirty again if the snapshot fails.
+                snapshot.brought_up.push(chunk);
+                self.visit(chunk);
+            }
+        }
+        self.counters.parked += 1;
+        self.launch(now, slots);
+    }
+
+    /// A copy that the snapshot under way can use has ended.
+    pub(super) fn snapshot_copy_done(
+        &mut self,
+        chunk: ChunkIndex,
+        purpose: Purpose,
+        staged: Result<Staged, Option<String>>,
+        slots: &mut dyn SlotSpace,
+    ) {
+        let gate = self.gate.clone();
+        let snapshot = self.under_way();
+        snapshot.pending.remove(&chunk);
+        match (staged, purpose) {
+            (Ok(staged), Purpose::Stage) => {
+                // It was under way when the cut came: right if nothing wrote meanwhile.
+                snapshot.candidates.insert(chunk, staged);
+                self.visit(chunk);
+            }
+            (Ok(staged), Purpose::Complete | Purpose::Preserve) => {
+                assert!(
+                    gate.block_map(chunk).is_empty(),
+                    "chunk {chunk:?} was modified while it was pending"
+                );
+                assert!(gate.resolve(chunk), "chunk {chunk:?} was settled twice");
+                self.settle(chunk, &staged, purpose);
+            }
+            (Err(_), Purpose::Stage) => self.visit(chunk),
+            (Err(reason), Purpose::Complete | Purpose::Preserve) => {
+                let reason = reason.unwrap_or_else(|| "the copy was lost".to_owned());
+                self.fail(format!("copying chunk {} failed: {reason}", chunk.0), slots);
+            }
+        }
+    }
+
+    /// `chunk` is safe for the snapshot: note its row and let parked commands go.
+    fn settle(&mut self, chunk: ChunkIndex, staged: &Staged, how: Purpose) {
+        let row = self.slot_ref(chunk, staged);
+        let chunk_bytes = chunk_bytes(self.gate.geometry(), chunk);
+        let slot_bytes = u64::from(self.gate.geometry().chunk_bytes());
+        let snapshot = self.under_way();
+        let waited = snapshot.waiting.remove(&chunk).is_some();
+        if let Some(row) = row {
+            let counts = &mut snapshot.record.chunks;
+            counts.required += 1;
+            match (row, how) {
+                (SlotRef::Zero, _) => counts.zero += 1,
+                (_, Purpose::Stage) => counts.adopted += 1,
+                (_, Purpose::Complete) => counts.copied += 1,
+                (_, Purpose::Preserve) => counts.preserved += 1,
+            }
+            if let Some(slot) = row.slot() {
+                snapshot.slots_taken.push(slot);
+                snapshot.record.bytes_used += slot_bytes;
+            }
+            snapshot.rows.push((chunk, row));
+            if how == Purpose::Stage {
+                self.counters.adopted_bytes += chunk_bytes;
+            }
+            self.effects.push_back(Effect::Row(chunk, row));
+        }
+        if waited {
+            self.effects.push_back(Effect::Wake(chunk));
+        }
+    }
+
+    fn send_rows(&mut self) {
+        let Some(snapshot) = self.snapshot.as_mut().filter(|s| s.phase == Phase::Copy) else {
+            return;
+        };
+        if snapshot.catalog_busy || snapshot.rows.len() < ROWS_PER_TRANSACTION {
+            return;
+        }
+        snapshot.catalog_busy = true;
+        let rows = std::mem::take(&mut snapshot.rows);
+        let (volume, seq) = (snapshot.record.volume, snapshot.record.seq);
+        self.effects.push_back(Effect::Catalog {
+            step: CatalogStep::Rows,
+            request: CatalogRequest::AddRows { volume, seq, rows },
+        });
+    }
+
+    // ---- ending -------------------------------------------------------------------------------
+
+    pub(super) fn flush_done(
+        &mut self,
+        now: Micros,
+        result: Result<(), String>,
+        slots: &mut dyn SlotSpace,
+    ) {
+        let snapshot = self.under_way();
+        snapshot.flushing = false;
+        if snapshot.phase != Phase::Flush {
+            return; // given up meanwhile
+        }
+        if let Err(reason) = result {
+            return self.fail(format!("flushing the store failed: {reason}"), slots);
+        }
+        snapshot.phase = Phase::Commit;
+        snapshot.catalog_busy = true;
+        snapshot.record.state = SnapshotState::Complete;
+        snapshot.record.times.complete_us = now.since(snapshot.requested_at);
+        let rows = std::mem::take(&mut snapshot.rows);
+        let record = snapshot.record.clone();
+        self.effects.push_back(Effect::Catalog {
+            step: CatalogStep::Complete,
+            request: CatalogRequest::CompleteSnapshot { record, rows },
+        });
+    }
+
+    pub(super) fn snapshot_catalog_done(
+        &mut self,
+        now: Micros,
+        step: CatalogStep,
+        result: Result<(), String>,
+        slots: &mut dyn SlotSpace,
+    ) {
+        let snapshot = self.under_way();
+        snapshot.catalog_busy = false;
+        match (snapshot.phase, step, result) {
+            (Phase::Begin, CatalogStep::Begin, Ok(())) => self.cut(now),
+            (Phase::Begin, CatalogStep::Begin, Err(reason)) => {
+                // No cut was made and nothing was recorded.
+                let mut snapshot = self.snapshot.take().expect("looked at above");
+                snapshot.record.state = SnapshotState::Failed;
+                snapshot.record.reason = Some(format!("recording it failed: {reason}"));
+                self.effects.push_back(Effect::Ended(snapshot.record));
+            }
+            (Phase::Copy, CatalogStep::Rows, Ok(())) => {}
+            (Phase::Commit, CatalogStep::Complete, Ok(())) => {
+                // The slots are the catalog's from now on.
+                let record = snapshot.record.clone();
+                self.snapshot = None;
+                self.counters.snapshots_complete += 1;
+                self.dirty_set_is_exact();
+                self.effects.push_back(Effect::Ended(record));
+            }
+            (Phase::Copy | Phase::Commit, _, Err(reason)) => {
+                self.give_up(format!("recording its chunks failed: {reason}"), slots);
+            }
+            // Given up while this transaction was under way: now that may be recorded.
+            (Phase::Fail, CatalogStep::Begin | CatalogStep::Rows | CatalogStep::Complete, _) => {
+                self.record_failure();
+            }
+            (Phase::Fail, CatalogStep::Fail, result) => self.failure_recorded(&result, slots),
+            (phase, step, result) => {
+                unreachable!("catalog answered {step:?} with {result:?} in phase {phase:?}")
+            }
+        }
+    }
+
+    /// Gives the snapshot under way up, unless its last transaction was sent already.
+    pub(super) fn fail(&mut self, reason: String, slots: &mut dyn SlotSpace) {
+        if let Some(mut record) = self.deferred.take() {
+            record.state = SnapshotState::Failed;
+            record.reason = Some(reason);
+            self.effects.push_back(Effect::Ended(record));
+            return;
+        }
+        let Some(snapshot) = &self.snapshot else { return };
+        if matches!(snapshot.phase, Phase::Begin | Phase::Copy | Phase::Flush) {
+            self.give_up(reason, slots);
+        }
+    }
+
+    /// Foreground commands flow again before anything else; then what was done is undone.
+    fn give_up(&mut self, reason: String, slots: &mut dyn SlotSpace) {
+        self.gate.finish_cut();
+        self.effects.push_back(Effect::WakeAll);
+        self.counters.snapshots_failed += 1;
+        let snapshot = self.under_way();
+        snapshot.phase = Phase::Fail;
+        snapshot.record.state = SnapshotState::Failed;
+        snapshot.record.reason = Some(reason);
+        snapshot.record.bytes_used = 0;
+        snapshot.record.times.complete_us = 0;
+        snapshot.pending.clear();
+        snapshot.queue.clear();
+        snapshot.urgent.clear();
+        snapshot.waiting.clear();
+        snapshot.rows.clear();
+        for (chunk, staged) in std::mem::take(&mut self.under_way().candidates) {
+            // If the gate says no, a foreground command had given it to the snapshot.
+            let _ = self.gate.drop_staged(chunk);
+            release(staged.content, slots);
+        }
+        if !self.under_way().catalog_busy {
+            self.record_failure();
+        }
+    }
+
+    fn record_failure(&mut self) {
+        let snapshot = self.under_way();
+        snapshot.catalog_busy = true;
+        let record = snapshot.record.clone();
+        self.effects.push_back(Effect::Catalog {
+            step: CatalogStep::Fail,
+            request: CatalogRequest::FailSnapshot(record),
+        });
+    }
+
+    fn failure_recorded(&mut self, result: &Result<(), String>, slots: &mut dyn SlotSpace) {
+        let snapshot = self.under_way();
+        snapshot.phase = Phase::Redirty;
+        snapshot.visited = 0;
+        let taken = std::mem::take(&mut snapshot.slots_taken);
+        let record = snapshot.record.clone();
+        if result.is_ok() {
+            for slot in taken {
+                slots.release(slot);
+            }
+        } else {
+            // The device may still hold the snapshot as completing, or even as complete: its
+            // slots stay as they are until the store is loaded again and decides.
+            self.stranded.extend(taken);
+        }
+        self.effects.push_back(Effect::Ended(record));
+    }
+
+    /// Makes the old epoch's dirty chunks dirty in the current one, a slice at a time. The
+    /// snapshot is over when that is done and nothing of it is under way any more.
+    fn advance_redirty(&mut self) {
+        let gate = self.gate.clone();
+        let snapshot = self.under_way();
+        let end = snapshot.brought_up.len().min(snapshot.visited + WALK_CHUNKS_PER_TICK);
+        for &chunk in &snapshot.brought_up[snapshot.visited..end] {
+            assert!(gate.mark_dirty(chunk), "chunk {chunk:?} is pending after the cut was ended");
+        }
+        snapshot.visited = end;
+        if let Some(walk) = &mut snapshot.walk {
+            if gate.carry_over(walk, WALK_WORDS_PER_TICK as usize) {
+                snapshot.walk = None;
+            }
+        }
+        let over = snapshot.walk.is_none()
+            && snapshot.visited == snapshot.brought_up.len()
+            && !snapshot.flushing;
+        if over && !self.old_copies_in_flight() {
+            self.snapshot = None;
+        }
+    }
+}
+
+fn is_settled(state: ChunkState) -> bool {
+    matches!(state, ChunkState::Resolved | ChunkState::Adopted | ChunkState::NotRequired)
+}

@@ -1,0 +1,133 @@
+//! Staging: copies made before anyone asked for a snapshot.
+
+use super::events::Micros;
+use super::machine::{Content, Engine, Purpose, SlotSpace, bytes_of};
+use super::policy::PolicyKind;
+use crate::gate::{ChunkIndex, DirtyWalk};
+
+/// Staging copies under way at once; staging is in no hurry and yields to foreground commands.
+pub const STAGING_IN_FLIGHT_MAX: usize = 4;
+
+/// Consecutive staging errors after which staging is switched off until the policy is set again.
+pub const STAGING_ERRORS_MAX: u32 = 8;
+
+/// Candidates looked at in one tick, so that a tick stays in the tens of microseconds.
+const CANDIDATES_PER_TICK: usize = 64;
+
+/// Words of the dirty index (64 chunks each) that one tick looks through for chunks to stage.
+const SWEEP_WORDS_PER_TICK: usize = 1024;
+
+/// A search for dirty chunks that the policy never saw written.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    from: Micros,
+    walk: DirtyWalk,
+    found: Vec<ChunkIndex>,
+}
+
+impl Engine {
+    /// Looks for dirty chunks that the policy never saw written, once they may have rested.
+    pub(super) fn schedule_sweep(&mut self, now: Micros) {
+        self.sweep = match self.settings.policy {
+            PolicyKind::Off => None,
+            PolicyKind::Idle { rest_us } => Some(Sweep {
+                from: Micros(now.0 + rest_us),
+                walk: self.gate.dirty_walk(self.gate.epoch()),
+                found: Vec::new(),
+            }),
+        };
+    }
+
+    /// Starts the copies that are due and allowed.
+    pub(super) fn stage(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
+        if self.settings.policy == PolicyKind::Off || self.staging_off.is_some() {
+            return;
+        }
+        for _ in 0..CANDIDATES_PER_TICK {
+            if self.jobs.len() >= STAGING_IN_FLIGHT_MAX {
+                return;
+            }
+            let Some(chunk) = self.next_candidate(now) else { return };
+            if !self.stage_chunk(now, chunk, slots) {
+                self.held = Some(chunk);
+                return;
+            }
+        }
+    }
+
+    fn next_candidate(&mut self, now: Micros) -> Option<ChunkIndex> {
+        if let Some(chunk) = self.held.take().or_else(|| self.policy.next_due(now)) {
+            return Some(chunk);
+        }
+        let sweep = self.sweep.as_mut()?;
+        if now < sweep.from {
+            return None;
+        }
+        if sweep.walk.epoch() != self.gate.epoch() {
+            // A cut came: what it left to do is the snapshot's.
+            self.sweep = None;
+            return None;
+        }
+        for _ in 0..SWEEP_WORDS_PER_TICK {
+            // Chunks that the policy follows come up by themselves when they have rested.
+            while let Some(chunk) = sweep.found.pop() {
+                if self.policy.last_write(chunk).is_none() {
+                    return Some(chunk);
+                }
+            }
+            let found = &mut sweep.found;
+            if self.gate.peek_dirty(&mut sweep.walk, 1, |chunk| found.push(chunk))
+                && sweep.found.is_empty()
+            {
+                self.sweep = None;
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Starts a copy of `chunk` if it is worth one; false if it has to wait.
+    fn stage_chunk(&mut self, now: Micros, chunk: ChunkIndex, slots: &mut dyn SlotSpace) -> bool {
+        if !self.gate.is_dirty(chunk) || self.jobs.values().any(|job| job.chunk == chunk) {
+            return true;
+        }
+        let map = self.gate.block_map(chunk);
+        let full = self.gate.geometry().full_map(chunk);
+        let (blocks, new_slot) = match self.staged.get(&chunk) {
+            Some(_) if map.is_empty() => return true,
+            Some(staged) => match staged.content {
+                Content::Slot(_) => (map, false),
+                Content::Zero | Content::Unchanged => (full, true),
+            },
+            None => (full, true),
+        };
+        if new_slot && (slots.free() == 0 || self.staged_slots() >= self.settings.staging_slots_max)
+        {
+            self.counters.staging_refused += 1;
+            return true;
+        }
+        if !self.pacer.take(now, bytes_of(self.gate.geometry(), chunk, blocks)) {
+            return false;
+        }
+        let refreshed = self.staged.remove(&chunk);
+        // A slot was free a moment ago, and slots are taken on this thread only.
+        self.start_copy(chunk, refreshed, Purpose::Stage, slots).is_ok()
+    }
+
+    fn staged_slots(&self) -> u64 {
+        // Zero and unchanged chunks count too: they take a slot as soon as they change.
+        (self.staged.len() + self.jobs.len()) as u64
+    }
+
+    /// A staging copy ended in an error.
+    pub(super) fn staging_failed(&mut self, chunk: ChunkIndex, reason: &str) {
+        self.counters.staging_errors += 1;
+        self.staging_error_run += 1;
+        if self.staging_error_run >= STAGING_ERRORS_MAX {
+            self.staging_off = Some(format!(
+                "{STAGING_ERRORS_MAX} staging copies in a row failed, the last (chunk {}) with: {reason}",
+                chunk.0
+            ));
+        }
+    }
+}
