@@ -4,6 +4,8 @@
 //! (`gate`, `engine`, `store`, `monitor`, `predict`, `replay`) do no I/O of their own and build
 //! without SPDK (`--no-default-features`).
 
+pub mod cli;
 pub mod engine;
 pub mod gate;
+pub mod rpc;
 pub mod store;

@@ -1,0 +1,5 @@
+//! The `presnap` command.
+
+mod serve;
+
+pub use serve::{CoreList, LogLevel, ServeOptions};

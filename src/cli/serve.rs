@@ -1,0 +1,144 @@
+//! Options of `presnap serve`. Reading them is all that happens here: the target itself is
+//! `crate::serve`, which needs SPDK.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// How to start the target.
+#[allow(clippy::doc_markdown, reason = "these comments are the help text, shown as they are")]
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// SPDK JSON configuration to load at start, such as one written by save_config
+    #[arg(long, short = 'c', value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Go on when a method in the configuration fails, instead of stopping
+    #[arg(long, requires = "config")]
+    pub ignore_config_errors: bool,
+
+    /// Cores for SPDK's reactors: a hexadecimal mask or a list
+    #[arg(long, short = 'm', value_name = "MASK", default_value = "0x1", value_parser = cores)]
+    pub cores: String,
+
+    /// Hugepage memory to take, in MiB; absent: all that is free
+    #[arg(long, short = 's', value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..))]
+    pub memory_mib: Option<u32>,
+
+    /// Folder where hugepages are mounted; absent: found by itself
+    #[arg(long, value_name = "DIR")]
+    pub hugepage_dir: Option<PathBuf>,
+
+    /// Do not look for PCIe devices: no local NVMe, but nothing is taken from the kernel either
+    #[arg(long)]
+    pub no_pci: bool,
+
+    /// Cores that the catalog's thread may run on, as a list; absent: every core of the machine.
+    /// Best kept off the reactors' cores
+    #[arg(long, value_name = "LIST", value_parser = core_list)]
+    pub catalog_cores: Option<CoreList>,
+
+    /// Number shared by SPDK processes that use the same memory; absent: none is shared
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
+    pub shm_id: Option<i32>,
+
+    /// Start nothing until framework_start_init is called
+    #[arg(long)]
+    pub wait_for_rpc: bool,
+
+    /// Least important messages of SPDK to log
+    #[arg(long, value_enum, default_value_t = LogLevel::Notice)]
+    pub log_level: LogLevel,
+
+    /// SPDK log flags to switch on, such as nvmf or bdev (several: comma-separated)
+    #[arg(long, value_name = "FLAG", value_delimiter = ',')]
+    pub log_flags: Vec<String>,
+
+    /// JSON-RPC socket to listen on: the value of `--socket`.
+    #[arg(skip)]
+    pub socket: PathBuf,
+}
+
+/// Core numbers, ascending, none twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoreList(pub Vec<u16>);
+
+/// SPDK's log levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogLevel {
+    /// Errors only.
+    Error,
+    /// And warnings.
+    Warn,
+    /// And what an operator wants to know.
+    Notice,
+    /// And details.
+    Info,
+    /// Everything.
+    Debug,
+}
+
+/// Greatest core number taken, plus one (DPDK's `RTE_MAX_LCORE` is 128 in SPDK 20.07's build; newer
+/// ones have more).
+const CORES_MAX: u16 = 1024;
+
+/// Checks a reactor mask in either of the forms that SPDK takes, `0x3` and `[0,1]`; a bare list
+/// gets its brackets.
+fn cores(text: &str) -> Result<String, String> {
+    if let Some(digits) = text.strip_prefix("0x") {
+        let hex = !digits.is_empty() && digits.chars().all(|c| c.is_ascii_hexdigit());
+        let fits = digits.len() <= usize::from(CORES_MAX) / 4;
+        if !(hex && fits && digits.chars().any(|c| c != '0')) {
+            return Err("a mask is 0x and hexadecimal digits, not all zero, such as 0x3".into());
+        }
+        return Ok(text.to_owned());
+    }
+    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    core_list(inner).map(|CoreList(cores)| {
+        let cores: Vec<_> = cores.iter().map(u16::to_string).collect();
+        format!("[{}]", cores.join(","))
+    })
+}
+
+/// Reads a list such as `0,2-5`.
+fn core_list(text: &str) -> Result<CoreList, String> {
+    let number = |text: &str| {
+        let core = text.trim().parse::<u16>().ok().filter(|core| *core < CORES_MAX);
+        core.ok_or_else(|| {
+            format!("{text:?} is not a core: give a list such as 0,2-5, or a mask such as 0x3")
+        })
+    };
+    let mut cores = Vec::new();
+    for part in text.split(',') {
+        match part.split_once('-') {
+            None => cores.push(number(part)?),
+            Some((first, last)) => {
+                let (first, last) = (number(first)?, number(last)?);
+                if first > last {
+                    return Err(format!("{part:?} is empty: give the lower core first"));
+                }
+                cores.extend(first..=last);
+            }
+        }
+    }
+    cores.sort_unstable();
+    cores.dedup();
+    Ok(CoreList(cores))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn core_masks_and_lists_are_taken() {
+        assert_eq!(cores("0x3").unwrap(), "0x3");
+        assert_eq!(cores("[0,1]").unwrap(), "[0,1]");
+        assert_eq!(cores("2-4,0").unwrap(), "[0,2,3,4]");
+        assert_eq!(core_list("3,1-2,2").unwrap(), CoreList(vec![1, 2, 3]));
+        for bad in ["", "0x", "0x0", "0xg", "[", "[]", "a", "4-2", "1,,2", "1024", "-1", "0-70000"]
+        {
+            assert!(cores(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! presnap's JSON-RPC methods: one table, and what follows from it.
+//!
+//! - [`table`] lists the methods; [`schema`] has the words it is written in.
+//! - [`decode`] checks and types the parameters of a call ([`Params`]); [`RpcError`] is what a
+//!   failed call answers.
+//! - [`objects`] are the results.
+//!
+//! Nothing here touches SPDK or does I/O, and nothing depends on a thread.
+
+pub mod objects;
+pub mod schema;
+pub mod table;
+
+mod decode;
+mod error;
+mod params;
+
+pub use decode::decode;
+pub use error::{Errno, METHOD_NOT_FOUND_CODE, RpcError};
+pub use params::*;
+pub use table::{METHODS, method};
+
+use uuid::Uuid;
+
+/// NQN under which a snapshot is exported unless the caller chooses one. The UUID keeps two
+/// targets with equal names apart: hosts take equal NQNs for paths to the same subsystem.
+pub fn default_nqn(volume: &str, snapshot: &str, uuid: Uuid) -> String {
+    format!("nqn.2016-06.io.spdk:presnap:{volume}:{snapshot}:{uuid}")
+}

@@ -1,0 +1,788 @@
+//! Results of methods: the server fills these in, the `presnap` command prints them.
+//!
+//! Fields are only ever added. A field that does not apply is null, never left out.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::params::PolicyName;
+
+/// A field of an object, for the documentation.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Name in the JSON object.
+    pub name: &'static str,
+    /// Rust type, as written in this file.
+    pub rust_type: &'static str,
+    /// What it is.
+    pub doc: &'static str,
+}
+
+/// A kind of object, for the documentation.
+#[derive(Clone, Copy, Debug)]
+pub struct ObjectType {
+    /// Rust name.
+    pub name: &'static str,
+    /// What it is.
+    pub doc: &'static str,
+    /// Its fields, in order.
+    pub fields: &'static [Field],
+}
+
+macro_rules! objects {
+    ($($(#[doc = $doc:literal])* $name:ident {
+        $($(#[doc = $field_doc:literal])* $field:ident: $type:ty,)*
+    })*) => {
+        $(
+            $(#[doc = $doc])*
+            #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+            pub struct $name { $($(#[doc = $field_doc])* pub $field: $type,)* }
+        )*
+
+        /// Every kind of object, in the order of this file.
+        pub const OBJECTS: &[ObjectType] = &[$(ObjectType {
+            name: stringify!($name),
+            doc: concat!($($doc),*),
+            fields: &[$(Field {
+                name: stringify!($field),
+                rust_type: stringify!($type),
+                doc: concat!($($field_doc),*),
+            },)*],
+        },)*];
+    };
+}
+
+objects! {
+    /// A formatted device that holds copies of chunks.
+    Store {
+        /// Name.
+        name: String,
+        /// Made when the store was formatted.
+        uuid: Uuid,
+        /// The bdev it is on.
+        bdev: String,
+        /// Bytes per slot, in KiB; equals the chunk size of its volumes.
+        slot_size_kib: u32,
+        /// How its slots are used.
+        slots: SlotCounts,
+        /// How full the catalog is.
+        catalog: CatalogUse,
+        /// Volumes that it knows, attached or not.
+        volumes: Vec<StoreVolume>,
+        /// `loaded`, `unloaded`, `deleted` or `failed`.
+        state: StoreState,
+        /// Why it failed.
+        reason: Option<String>,
+    }
+    /// How the slots of a store are used: total = free + staged + owned.
+    SlotCounts {
+        /// Slots of the store.
+        total: u64,
+        /// Slots that hold nothing.
+        free: u64,
+        /// Slots with a staged copy.
+        staged: u64,
+        /// Slots that snapshots own.
+        owned: u64,
+    }
+    /// How full the catalog of a store is.
+    CatalogUse {
+        /// Size of the catalog region.
+        bytes: u64,
+        /// Bytes of it in use.
+        used: u64,
+    }
+    /// A volume that a store knows.
+    StoreVolume {
+        /// Name of the volume bdev.
+        name: String,
+        /// UUID of the volume bdev.
+        uuid: Uuid,
+        /// Whether the volume bdev exists now.
+        attached: bool,
+        /// Snapshots that it has in the store.
+        snapshots: u64,
+    }
+    /// A volume; `driver_specific.presnap` of its bdev in `bdev_get_bdevs`.
+    Volume {
+        /// Name of the bdev.
+        name: String,
+        /// UUID of the bdev; stays the same after a restart.
+        uuid: Uuid,
+        /// The master.
+        base_bdev: String,
+        /// Name of the store.
+        store: String,
+        /// `online`, or `no_store`: reads and writes go on, snapshots are not possible.
+        state: VolumeState,
+        /// Size in bytes.
+        bytes: u64,
+        /// Bytes per logical block.
+        block_size: u32,
+        /// Bytes per chunk, in KiB.
+        chunk_size_kib: u32,
+        /// How its chunks stand.
+        chunks: VolumeChunks,
+        /// Highest operation number given out.
+        operation_number: u64,
+        /// Snapshots that it has, failed ones too.
+        snapshots: u64,
+        /// How it stages and copies.
+        policy: Policy,
+    }
+    /// How the chunks of a volume stand.
+    VolumeChunks {
+        /// Chunks of the volume.
+        total: u64,
+        /// Modified since the last cut.
+        dirty: u64,
+        /// With a staged copy, valid or outdated.
+        staged: u64,
+    }
+    /// A snapshot of a volume.
+    Snapshot {
+        /// Name, unique in its volume.
+        name: String,
+        /// Chosen by the caller or made at create.
+        uuid: Uuid,
+        /// The volume it is of.
+        volume: String,
+        /// No command in the snapshot has a higher operation number.
+        operation_number: u64,
+        /// When the request arrived: RFC 3339, UTC, milliseconds.
+        created_at: String,
+        /// `completing`: readable, still needs the master; `complete`: an independent copy;
+        /// `failed`: given up.
+        state: SnapshotState,
+        /// Why it failed.
+        reason: Option<String>,
+        /// What the content can be relied on for; always `crash`: like the disk of a machine that
+        /// lost power.
+        consistency: Consistency,
+        /// How its chunks came to be.
+        chunks: ChunkCounts,
+        /// How long its stages took.
+        times: SnapshotTimes,
+        /// Bytes of the slots that it owns itself. Data that it shares with earlier snapshots
+        /// counts there.
+        bytes_used: u64,
+        /// Whether it is exported.
+        exported: bool,
+        /// Where it is exported.
+        export: Option<Export>,
+        /// How far it is, while completing.
+        progress: Option<Progress>,
+    }
+    /// How the chunks of a snapshot came to be. Once it is complete:
+    /// required = adopted + copied + preserved + zero.
+    ChunkCounts {
+        /// Chunks of the volume.
+        total: u64,
+        /// Chunks that no earlier snapshot held unchanged.
+        required: u64,
+        /// Taken over from valid staged copies: no data moved.
+        adopted: u64,
+        /// Copied after the cut in the background.
+        copied: u64,
+        /// Copied after the cut because a foreground write waited.
+        preserved: u64,
+        /// All zeros: took no slot.
+        zero: u64,
+    }
+    /// How long the stages of a snapshot took, in microseconds.
+    SnapshotTimes {
+        /// The cut itself.
+        cut_us: u64,
+        /// From the request to readable.
+        consistent_us: u64,
+        /// From the request to complete; 0 while it is not.
+        complete_us: u64,
+    }
+    /// How far a completing snapshot is.
+    Progress {
+        /// Required chunks done, 0 to 100.
+        percent: u8,
+        /// Time left at the present rate; null until a rate is known.
+        left_ms: Option<u64>,
+    }
+    /// Where a snapshot is exported.
+    Export {
+        /// NQN of the subsystem.
+        nqn: String,
+        /// Namespace in it.
+        nsid: u32,
+        /// Where it listens.
+        address: Address,
+        /// NQNs of the hosts that may connect; null: every host.
+        hosts: Option<Vec<String>>,
+    }
+    /// An NVMe-oF transport address.
+    Address {
+        /// Transport type, such as TCP.
+        trtype: String,
+        /// Address.
+        traddr: String,
+        /// Port or service.
+        trsvcid: String,
+    }
+    /// How a volume stages and copies.
+    Policy {
+        /// `off` or `idle`.
+        policy: PolicyName,
+        /// Rest of a chunk before policy `idle` stages it.
+        idle_ms: u64,
+        /// Share of the store's slots that staged copies of this volume may take.
+        staging_limit_percent: u8,
+        /// Aim for the time from a create request to complete; 0: none.
+        snapshot_target_ms: u64,
+        /// Limit for staging and copying in MiB/s; 0: none.
+        copy_mbytes_per_sec: u64,
+    }
+    /// Counters of all volumes asked for.
+    Stats {
+        /// One entry per volume.
+        volumes: Vec<VolumeStats>,
+    }
+    /// Counters of one volume.
+    VolumeStats {
+        /// Name of the volume.
+        volume: String,
+        /// When counting began: RFC 3339, UTC, milliseconds.
+        since: String,
+        /// For how long it counted.
+        interval_ms: u64,
+        /// Foreground commands that ended.
+        commands: CommandCounts,
+        /// Foreground bytes.
+        bytes: ByteCounts,
+        /// Foreground commands that had to wait for a preserve.
+        parked: ParkedStats,
+        /// Time of one preserve: from the first command that asks for it to the chunk's release.
+        preserve: Latency,
+        /// Bytes copied for snapshots.
+        copy: CopyStats,
+        /// What became of staged copies.
+        staging: StagingStats,
+        /// Snapshots.
+        snapshots: SnapshotStats,
+        /// Access records for the monitor.
+        records: RecordStats,
+        /// How it stages and copies now.
+        policy: Policy,
+    }
+    /// Foreground commands by kind.
+    CommandCounts {
+        /// Reads.
+        read: u64,
+        /// Writes.
+        write: u64,
+        /// Write-zeroes commands.
+        write_zeroes: u64,
+        /// Unmaps (deallocate, trim).
+        unmap: u64,
+        /// Flushes.
+        flush: u64,
+        /// Resets.
+        reset: u64,
+        /// Compares and compare-and-writes.
+        compare: u64,
+        /// Any other command.
+        other: u64,
+        /// Of all these, commands that ended with an error.
+        failed: u64,
+    }
+    /// Foreground bytes by direction.
+    ByteCounts {
+        /// Read.
+        read: u64,
+        /// Written, write-zeroes included.
+        written: u64,
+        /// Unmapped.
+        unmapped: u64,
+    }
+    /// Foreground commands that had to wait for a preserve.
+    ParkedStats {
+        /// Commands that waited.
+        commands: u64,
+        /// Commands that wait now.
+        waiting: u64,
+        /// How long they waited.
+        wait: Latency,
+    }
+    /// Distribution of a time, in microseconds. All 0 while `count` is 0.
+    Latency {
+        /// Values recorded.
+        count: u64,
+        /// Mean.
+        mean_us: u64,
+        /// Median.
+        p50_us: u64,
+        /// 90th percentile.
+        p90_us: u64,
+        /// 99th percentile.
+        p99_us: u64,
+        /// 99.9th percentile.
+        p999_us: u64,
+        /// Greatest.
+        max_us: u64,
+    }
+    /// Bytes copied for snapshots.
+    CopyStats {
+        /// By first copies of staged chunks.
+        staged_bytes: u64,
+        /// By refreshes of outdated staged chunks.
+        refreshed_bytes: u64,
+        /// After the cut, in the background.
+        copied_bytes: u64,
+        /// After the cut, because a foreground write waited.
+        preserved_bytes: u64,
+        /// Copies that ended with an error.
+        failed: u64,
+    }
+    /// What became of staged copies, in chunks.
+    StagingStats {
+        /// First copies made.
+        staged: u64,
+        /// Refreshes made.
+        refreshed: u64,
+        /// Copies that a later write made outdated.
+        outdated: u64,
+        /// Copies that a snapshot adopted.
+        adopted: u64,
+        /// Copies given up to make room, or because the policy changed.
+        dropped: u64,
+        /// Slots with a staged copy now.
+        slots: u64,
+        /// Of these, valid ones.
+        valid: u64,
+    }
+    /// Snapshots since counting began.
+    SnapshotStats {
+        /// Cuts made.
+        created: u64,
+        /// Snapshots that became complete.
+        completed: u64,
+        /// Snapshots that failed.
+        failed: u64,
+        /// Snapshots deleted.
+        deleted: u64,
+    }
+    /// Access records for the monitor.
+    RecordStats {
+        /// Records taken.
+        recorded: u64,
+        /// Records lost because a ring was full.
+        overflowed: u64,
+    }
+    /// A page of chunks.
+    ChunkPage {
+        /// Name of the volume.
+        volume: String,
+        /// Bytes per chunk, in KiB.
+        chunk_size_kib: u32,
+        /// Chunks of the volume.
+        total: u64,
+        /// `start` of the next page; null at the end.
+        next: Option<u64>,
+        /// The chunks.
+        chunks: Vec<Chunk>,
+    }
+    /// A chunk of a volume and its staged copy.
+    Chunk {
+        /// Place in the volume, from 0.
+        chunk_id: u64,
+        /// Operation number of the staged copy; null without one.
+        operation_number: Option<u64>,
+        /// Slot of the staged copy; null without one, or if the chunk is all zeros.
+        staging_location: Option<u64>,
+        /// Whether the staged copy could be adopted now.
+        valid: bool,
+        /// Whether the chunk was modified since the last cut.
+        dirty: bool,
+        /// Blocks (64 per chunk) modified since the staged copy was right: hexadecimal, lowest
+        /// bit first block. `0x0` if valid.
+        block_map: BlockMapHex,
+        /// Time since the last write seen; null if none was seen since the volume was opened.
+        last_write_age_ms: Option<u64>,
+    }
+}
+
+/// State of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreState {
+    /// In use.
+    Loaded,
+    /// Left as it is.
+    Unloaded,
+    /// Overwritten.
+    Deleted,
+    /// Its device is gone or failed.
+    Failed,
+}
+
+/// State of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// All is well.
+    Online,
+    /// The store is gone: reads and writes go on, snapshots are not possible.
+    NoStore,
+}
+
+/// State of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotState {
+    /// Readable, still needs the master.
+    Completing,
+    /// An independent copy.
+    Complete,
+    /// Given up.
+    Failed,
+}
+
+/// What a snapshot's content can be relied on for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// Like the disk of a machine that lost power.
+    #[default]
+    Crash,
+}
+
+/// A block map as JSON: a hexadecimal string, because many JSON readers lose bits of large numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BlockMapHex(pub u64);
+
+impl From<BlockMapHex> for String {
+    fn from(map: BlockMapHex) -> Self {
+        format!("{:#x}", map.0)
+    }
+}
+
+impl TryFrom<String> for BlockMapHex {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.strip_prefix("0x")
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+            .map(Self)
+            .ok_or_else(|| format!("{text:?} is not a block map such as 0x8001"))
+    }
+}
+
+/// `unix_ms` (milliseconds since 1970) as RFC 3339 in UTC: `2025-01-31T23:59:59.999Z`.
+pub fn rfc3339(unix_ms: u64) -> String {
+    let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    // Days to a date of the Gregorian calendar, years beginning in March so that a leap day is
+    // the last of its year (E. G. Richards, in: Explanatory Supplement to the Astronomical
+    // Almanac, 3rd ed., section 15.11).
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+}
+
+impl Policy {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            policy: PolicyName::Idle,
+            idle_ms: 1000,
+            staging_limit_percent: 50,
+            snapshot_target_ms: 0,
+            copy_mbytes_per_sec: 0,
+        }
+    }
+}
+
+impl Store {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            name: "store0".into(),
+            uuid: Uuid::from_u128(0x1c50_7d3a_8a6f_4a4e_9d0c_51c2_7b5e_0a11),
+            bdev: "Nvme1n1".into(),
+            slot_size_kib: 256,
+            slots: SlotCounts { total: 262_010, free: 241_530, staged: 3_072, owned: 17_408 },
+            catalog: CatalogUse { bytes: 134_217_728, used: 5_308_416 },
+            volumes: vec![StoreVolume {
+                name: "vol0".into(),
+                uuid: Volume::example().uuid,
+                attached: true,
+                snapshots: 1,
+            }],
+            state: StoreState::Loaded,
+            reason: None,
+        }
+    }
+}
+
+impl Volume {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            name: "vol0".into(),
+            uuid: Uuid::from_u128(0x52b1_4c0e_1b0f_5c53_8a35_7f4f_3c1e_9b20),
+            base_bdev: "Nvme0n1".into(),
+            store: "store0".into(),
+            state: VolumeState::Online,
+            bytes: 34_359_738_368,
+            block_size: 512,
+            chunk_size_kib: 256,
+            chunks: VolumeChunks { total: 131_072, dirty: 4_211, staged: 3_072 },
+            operation_number: 9_120_455,
+            snapshots: 1,
+            policy: Policy::example(),
+        }
+    }
+}
+
+impl Export {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        let uuid = Snapshot::EXAMPLE_UUID;
+        Self {
+            nqn: super::default_nqn("vol0", "monday", uuid),
+            nsid: 1,
+            address: Address {
+                trtype: "TCP".into(),
+                traddr: "127.0.0.1".into(),
+                trsvcid: "4420".into(),
+            },
+            hosts: Some(vec![
+                "nqn.2014-08.org.nvmexpress:uuid:9f2a1c1e-7d1b-4f0e-9d0e-2f8f2d8a6c11".into(),
+            ]),
+        }
+    }
+}
+
+impl Snapshot {
+    const EXAMPLE_UUID: Uuid = Uuid::from_u128(0x6f96_19ff_8b86_4d01_b42d_00cf_4fc9_64ff);
+
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            name: "monday".into(),
+            uuid: Self::EXAMPLE_UUID,
+            volume: "vol0".into(),
+            operation_number: 9_001_204,
+            created_at: rfc3339(1_767_225_600_125),
+            state: SnapshotState::Complete,
+            reason: None,
+            consistency: Consistency::Crash,
+            chunks: ChunkCounts {
+                total: 131_072,
+                required: 18_000,
+                adopted: 16_500,
+                copied: 880,
+                preserved: 28,
+                zero: 592,
+            },
+            times: SnapshotTimes { cut_us: 3, consistent_us: 2_480, complete_us: 391_022 },
+            bytes_used: 4_563_402_752,
+            exported: false,
+            export: None,
+            progress: None,
+        }
+    }
+}
+
+impl Stats {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        let preserve = Latency {
+            count: 28,
+            mean_us: 96,
+            p50_us: 88,
+            p90_us: 130,
+            p99_us: 212,
+            p999_us: 212,
+            max_us: 212,
+        };
+        let wait = Latency { count: 31, ..preserve.clone() };
+        Self {
+            volumes: vec![VolumeStats {
+                volume: "vol0".into(),
+                since: rfc3339(1_767_225_000_000),
+                interval_ms: 600_125,
+                commands: CommandCounts {
+                    read: 5_120_400,
+                    write: 9_120_455,
+                    write_zeroes: 0,
+                    unmap: 12,
+                    flush: 640,
+                    reset: 0,
+                    compare: 0,
+                    other: 0,
+                    failed: 0,
+                },
+                bytes: ByteCounts {
+                    read: 20_973_158_400,
+                    written: 37_357_383_680,
+                    unmapped: 12_582_912,
+                },
+                parked: ParkedStats { commands: 31, waiting: 0, wait },
+                preserve,
+                copy: CopyStats {
+                    staged_bytes: 5_133_828_096,
+                    refreshed_bytes: 209_715_200,
+                    copied_bytes: 230_686_720,
+                    preserved_bytes: 1_835_008,
+                    failed: 0,
+                },
+                staging: StagingStats {
+                    staged: 19_584,
+                    refreshed: 1_904,
+                    outdated: 2_210,
+                    adopted: 16_500,
+                    dropped: 12,
+                    slots: 3_072,
+                    valid: 2_958,
+                },
+                snapshots: SnapshotStats { created: 1, completed: 1, failed: 0, deleted: 0 },
+                records: RecordStats { recorded: 14_241_507, overflowed: 0 },
+                policy: Policy::example(),
+            }],
+        }
+    }
+}
+
+impl ChunkPage {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            volume: "vol0".into(),
+            chunk_size_kib: 256,
+            total: 131_072,
+            next: Some(2),
+            chunks: vec![
+                Chunk {
+                    chunk_id: 0,
+                    operation_number: Some(9_120_400),
+                    staging_location: Some(1_377),
+                    valid: false,
+                    dirty: true,
+                    block_map: BlockMapHex(0x8001),
+                    last_write_age_ms: Some(212),
+                },
+                Chunk {
+                    chunk_id: 1,
+                    operation_number: None,
+                    staging_location: None,
+                    valid: false,
+                    dirty: false,
+                    block_map: BlockMapHex(0),
+                    last_write_age_ms: None,
+                },
+            ],
+        }
+    }
+}
+
+impl super::schema::Reply {
+    /// An example of the result, for the documentation.
+    pub fn example(self) -> Value {
+        fn json(object: impl Serialize) -> Value {
+            serde_json::to_value(object).expect("objects hold nothing that JSON cannot")
+        }
+        match self {
+            Self::True => Value::Bool(true),
+            Self::BdevName => json("vol0"),
+            Self::Store => json(Store::example()),
+            Self::Stores => json([Store::example()]),
+            Self::Snapshot => json(Snapshot::example()),
+            Self::Snapshots => json([Snapshot::example()]),
+            Self::Export => json(Export::example()),
+            Self::Stats => json(Stats::example()),
+            Self::Chunks => json(ChunkPage::example()),
+            Self::Policy => json(Policy::example()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::schema::Reply;
+
+    #[test]
+    fn dates_match_known_ones() {
+        for (seconds, date) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399, "2000-02-28T23:59:59.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
+            (1_767_225_600, "2026-01-01T00:00:00.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(rfc3339(seconds * 1000), date);
+        }
+        assert_eq!(rfc3339(1_709_251_199_987), "2024-02-29T23:59:59.987Z");
+    }
+
+    #[test]
+    fn block_maps_keep_all_bits() {
+        for bits in [0, 1, 0x8000_0000_0000_0001, u64::MAX] {
+            let json = serde_json::to_string(&BlockMapHex(bits)).unwrap();
+            assert_eq!(serde_json::from_str::<BlockMapHex>(&json).unwrap().0, bits);
+        }
+        for bad in ["\"8001\"", "\"0x\"", "\"0xg\"", "32769", "\"0x10000000000000000\""] {
+            assert!(serde_json::from_str::<BlockMapHex>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn examples_come_back_unchanged() {
+        fn roundtrip<T: Serialize + serde::de::DeserializeOwned>(reply: Reply) {
+            let example = reply.example();
+            let typed: T = serde_json::from_value(example.clone()).unwrap();
+            assert_eq!(serde_json::to_value(typed).unwrap(), example);
+        }
+        roundtrip::<bool>(Reply::True);
+        roundtrip::<String>(Reply::BdevName);
+        roundtrip::<Store>(Reply::Store);
+        roundtrip::<Vec<Store>>(Reply::Stores);
+        roundtrip::<Snapshot>(Reply::Snapshot);
+        roundtrip::<Vec<Snapshot>>(Reply::Snapshots);
+        roundtrip::<Export>(Reply::Export);
+        roundtrip::<Stats>(Reply::Stats);
+        roundtrip::<ChunkPage>(Reply::Chunks);
+        roundtrip::<Policy>(Reply::Policy);
+    }
+
+    #[test]
+    fn sums_in_the_examples_hold() {
+        let slots = Store::example().slots;
+        assert_eq!(slots.total, slots.free + slots.staged + slots.owned);
+        let chunks = Snapshot::example().chunks;
+        let sum = chunks.adopted + chunks.copied + chunks.preserved + chunks.zero;
+        assert_eq!(chunks.required, sum);
+        let owned_bytes = (chunks.required - chunks.zero) * 256 * 1024;
+        assert_eq!(Snapshot::example().bytes_used, owned_bytes);
+    }
+
+    #[test]
+    fn a_snapshot_has_the_fields_of_the_contract() {
+        let snapshot = Reply::Snapshot.example();
+        for field in "name uuid volume operation_number created_at state reason chunks times \
+                      bytes_used exported consistency progress"
+            .split_whitespace()
+        {
+            assert!(snapshot.get(field).is_some(), "{field}");
+        }
+        assert_eq!(snapshot["consistency"], "crash");
+        assert_eq!(snapshot["created_at"], "2026-01-01T00:00:00.125Z");
+    }
+}

@@ -1,0 +1,628 @@
+//! presnap's JSON-RPC methods: the one place where their parameters, bounds, results and errors
+//! are written down.
+//!
+//! [`super::decode`] checks requests against it, the server registers its names, the `presnap`
+//! command builds its subcommands from it, and docs/rpc.md and `scripts/presnap_rpc.py` are
+//! generated from it.
+
+use super::error::Errno;
+use super::schema::{
+    Command, ErrorCase, Method, Param, Reply, TRADDR_BYTES_MAX, TRSVCID_BYTES_MAX, Text,
+};
+
+/// Least and greatest chunk and slot size in KiB (docs/architecture.md: 64 KiB to 4 MiB).
+pub const CHUNK_KIB: (u64, u64) = (64, 4096);
+/// Chunk objects in one answer at most: about 10 MB of JSON.
+pub const CHUNK_COUNT_MAX: u64 = 65_536;
+/// Hosts that one export may list.
+pub const HOSTS_MAX: usize = 64;
+/// Longest time that a parameter may ask for: a day, in milliseconds.
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// Greatest copy limit in MiB/s. No link or device that SPDK drives comes near it.
+const COPY_MIB_PER_S_MAX: u64 = 1_000_000;
+
+const VOLUME: Param = Param::text("volume", Text::Name, "Name of the volume.");
+const SNAPSHOT: Param = Param::text("name", Text::Name, "Name of the snapshot.");
+const POLICY: Param = Param::choice(
+    "policy",
+    &["off", "idle"],
+    "When staged copies are made ahead of a snapshot: `off`, never; `idle`, once a dirty chunk was \
+     not written for `idle_ms`.",
+);
+const IDLE_MS: Param = Param::integer(
+    "idle_ms",
+    "ms",
+    (1, DAY_MS),
+    "How long a chunk must rest before policy `idle` stages it.",
+);
+const STAGING_LIMIT: Param = Param::integer(
+    "staging_limit_percent",
+    "% of the store's slots",
+    (0, 100),
+    "How much of the store staged copies of this volume may take. They give way when a snapshot \
+     needs the space.",
+);
+const SNAPSHOT_TARGET: Param = Param::integer(
+    "snapshot_target_ms",
+    "ms",
+    (0, DAY_MS),
+    "Aim for the time from a create request to a complete snapshot; 0: no aim.",
+);
+const COPY_LIMIT: Param = Param::integer(
+    "copy_mbytes_per_sec",
+    "MiB/s",
+    (0, COPY_MIB_PER_S_MAX),
+    "Limit for staging and for copying after the cut; 0: none. Copies that a foreground write \
+     waits for are not held back.",
+);
+
+const NO_VOLUME: ErrorCase = ErrorCase {
+    errno: Errno::NoEnt,
+    when: "there is no such volume",
+    remedy: "see `presnap volume list`",
+};
+const NO_SNAPSHOT: ErrorCase = ErrorCase {
+    errno: Errno::NoEnt,
+    when: "there is no such snapshot",
+    remedy: "see `presnap snapshot list`",
+};
+const NO_STORE: ErrorCase = ErrorCase {
+    errno: Errno::NoEnt,
+    when: "there is no such store",
+    remedy: "see `presnap store list`; load it with presnap_store_load",
+};
+const NO_BDEV: ErrorCase = ErrorCase {
+    errno: Errno::NoDev,
+    when: "there is no such bdev",
+    remedy: "create it first, or see bdev_get_bdevs for the names",
+};
+const CLAIMED: ErrorCase = ErrorCase {
+    errno: Errno::Busy,
+    when: "the bdev is claimed by something else",
+    remedy: "delete what uses it, or name another bdev",
+};
+const STORE_GONE: ErrorCase = ErrorCase {
+    errno: Errno::NoDev,
+    when: "the store's device is gone or failed",
+    remedy: "bring the device back and load the store again",
+};
+const DEVICE_ERROR: ErrorCase = ErrorCase {
+    errno: Errno::Io,
+    when: "the device answered with an error",
+    remedy: "see the log of the target for the command and the status",
+};
+const STORE_IN_USE: ErrorCase = ErrorCase {
+    errno: Errno::Busy,
+    when: "a volume uses the store, or one of its snapshots is exported",
+    remedy: "delete the volumes' bdevs (`presnap volume delete`, keeps data) and exports first",
+};
+
+const STORE_NAME: Param = Param::text("name", Text::Name, "Name of the store.");
+const STORE_BDEV: Param = Param::text("bdev", Text::Bdev, "The bdev that the store is on.");
+
+/// Every method, in the order of the documentation.
+pub const METHODS: &[Method] = &[
+    Method {
+        name: "presnap_store_create",
+        summary: "Formats a bdev as a store and loads it.",
+        details: "Writes superblocks and an empty catalog. Refuses a bdev that holds a store, a \
+                  filesystem or a partition table, unless `force` is given. The slot size is fixed \
+                  from then on and is the chunk size of every volume that uses the store.",
+        params: &[
+            Param::text("name", Text::Name, "Name of the new store.").required(),
+            Param::text("bdev", Text::Bdev, "The bdev to format.").required(),
+            Param::power_of_two("slot_size_kib", "KiB", CHUNK_KIB, "Bytes per slot.").or("256"),
+            Param::flag("force", "Overwrite what the bdev holds. It is lost."),
+        ],
+        one_of: &[],
+        example: r#"{"name": "store0", "bdev": "Nvme1n1"}"#,
+        reply: Reply::Store,
+        reply_doc: "The new store.",
+        errors: &[
+            NO_BDEV,
+            CLAIMED,
+            ErrorCase {
+                errno: Errno::Exist,
+                when: "a loaded store has this name",
+                remedy: "choose another name, or delete that store",
+            },
+            ErrorCase {
+                errno: Errno::Perm,
+                when: "the bdev holds a store, a filesystem or a partition table",
+                remedy: "check that it is the right bdev; `force` overwrites what is there",
+            },
+            ErrorCase {
+                errno: Errno::NoSpc,
+                when: "the bdev is too small for superblocks, catalog and one slot",
+                remedy: "use a larger bdev or a smaller slot_size_kib",
+            },
+            ErrorCase {
+                errno: Errno::Inval,
+                when: "the bdev has metadata (DIF), or its block size does not divide 4096",
+                remedy: "use a bdev with 512 or 4096 byte blocks and without metadata",
+            },
+            DEVICE_ERROR,
+        ],
+        command: Command {
+            path: &["store", "create"],
+            positional: &["name", "bdev"],
+            examples: &[
+                "presnap store create store0 Nvme1n1",
+                "presnap store create store0 Nvme1n1 --slot-size-kib 128 --force",
+            ],
+        },
+        slow: true,
+    },
+    Method {
+        name: "presnap_store_load",
+        summary: "Loads a store that is on a bdev.",
+        details: "Stores are also loaded by themselves when their bdev appears; loading a loaded \
+                  store again changes nothing. With both parameters, the store on the bdev must \
+                  have that name. By name alone: only a store whose bdev this process has seen. \
+                  Never formats anything.",
+        params: &[STORE_BDEV, STORE_NAME],
+        one_of: &["bdev", "name"],
+        example: r#"{"bdev": "Nvme1n1"}"#,
+        reply: Reply::Stores,
+        reply_doc: "A list of one: the store.",
+        errors: &[
+            NO_BDEV,
+            CLAIMED,
+            ErrorCase {
+                errno: Errno::NoEnt,
+                when: "the bdev holds no store, or one with another name",
+                remedy: "check bdev and name; presnap_store_create formats a new store",
+            },
+            ErrorCase {
+                errno: Errno::Exist,
+                when: "another loaded store has the same name",
+                remedy: "unload that one first",
+            },
+            ErrorCase {
+                errno: Errno::BadMsg,
+                when: "both superblocks or the catalog are damaged",
+                remedy: "restore the device from its mirror; data of this store cannot be trusted",
+            },
+            ErrorCase {
+                errno: Errno::NotSup,
+                when: "the store was written by a newer presnap",
+                remedy: "use that version or a later one",
+            },
+            DEVICE_ERROR,
+        ],
+        command: Command {
+            path: &["store", "load"],
+            positional: &["bdev"],
+            examples: &["presnap store load Nvme1n1", "presnap store load Nvme1n1 --name store0"],
+        },
+        slow: true,
+    },
+    Method {
+        name: "presnap_store_unload",
+        summary: "Stops using a store and leaves it as it is.",
+        details: "Its bdev can then be taken out or opened by another host.",
+        params: &[STORE_NAME, STORE_BDEV],
+        one_of: &["name", "bdev"],
+        example: r#"{"name": "store0"}"#,
+        reply: Reply::Stores,
+        reply_doc: "A list of one: the store as it was left, with state `unloaded`.",
+        errors: &[NO_STORE, STORE_IN_USE],
+        command: Command {
+            path: &["store", "unload"],
+            positional: &["name"],
+            examples: &["presnap store unload store0", "presnap store unload --bdev Nvme1n1"],
+        },
+        slow: true,
+    },
+    Method {
+        name: "presnap_store_delete",
+        summary: "Deletes a store with all its snapshots.",
+        details: "The superblocks are overwritten: the snapshots cannot be brought back. Volumes' \
+                  masters are not touched.",
+        params: &[STORE_NAME, STORE_BDEV],
+        one_of: &["name", "bdev"],
+        example: r#"{"name": "store0"}"#,
+        reply: Reply::Stores,
+        reply_doc: "A list of one: the store as it was, with state `deleted`.",
+        errors: &[NO_STORE, STORE_IN_USE, DEVICE_ERROR],
+        command: Command {
+            path: &["store", "delete"],
+            positional: &["name"],
+            examples: &["presnap store delete store0"],
+        },
+        slow: true,
+    },
+    Method {
+        name: "presnap_get_stores",
+        summary: "Lists loaded stores.",
+        details: "",
+        params: &[STORE_NAME.or_else("every store"), STORE_BDEV.or_else("every bdev")],
+        one_of: &[],
+        example: "{}",
+        reply: Reply::Stores,
+        reply_doc: "The stores, by name.",
+        errors: &[NO_STORE],
+        command: Command {
+            path: &["store", "list"],
+            positional: &["name"],
+            examples: &["presnap store list", "presnap store list store0 --json"],
+        },
+        slow: false,
+    },
+    Method {
+        name: "bdev_presnap_create",
+        summary: "Creates a volume: a bdev on top of a master, with snapshots in a store.",
+        details: "From then on the volume is the only way to write to the master. A volume that \
+                  the store already knows under this name comes back with its snapshots; the \
+                  master must then be the same. If the master is not there yet, the volume is \
+                  created when it appears (as with SPDK's other virtual bdevs).",
+        params: &[
+            Param::text("name", Text::Name, "Name of the volume bdev.").required(),
+            Param::text("base_bdev", Text::Bdev, "The master.").required(),
+            Param::text("store", Text::Name, "Name of the store.").required(),
+            Param::power_of_two(
+                "chunk_size_kib",
+                "KiB",
+                CHUNK_KIB,
+                "Bytes per chunk; must equal the store's slot size.",
+            )
+            .or_else("the store's slot size"),
+            POLICY.or("\"idle\""),
+            IDLE_MS.or("1000"),
+            STAGING_LIMIT.or("50"),
+            SNAPSHOT_TARGET.or("0"),
+            COPY_LIMIT.or("0"),
+        ],
+        one_of: &[],
+        example: r#"{"name": "vol0", "base_bdev": "Nvme0n1", "store": "store0"}"#,
+        reply: Reply::BdevName,
+        reply_doc: "The volume's name.",
+        errors: &[
+            NO_STORE,
+            STORE_GONE,
+            CLAIMED,
+            ErrorCase {
+                errno: Errno::Exist,
+                when: "a bdev has this name",
+                remedy: "choose another name, or delete that bdev",
+            },
+            ErrorCase {
+                errno: Errno::Stale,
+                when: "the store knows the volume with another master",
+                remedy: "name the master it was created on, or choose a new volume name",
+            },
+            ErrorCase {
+                errno: Errno::Inval,
+                when: "the chunk size is not the store's slot size or below the block size, or the \
+                       master has metadata (DIF)",
+                remedy: "leave chunk_size_kib out, or use another store or master",
+            },
+            ErrorCase {
+                errno: Errno::NoMem,
+                when: "there is no memory for the chunk words",
+                remedy: "give the target more memory or choose a larger chunk size",
+            },
+        ],
+        command: Command {
+            path: &["volume", "create"],
+            positional: &["name"],
+            examples: &[
+                "presnap volume create vol0 --base-bdev Nvme0n1 --store store0",
+                "presnap volume create vol0 --base-bdev Nvme0n1 --store store0 --policy off",
+            ],
+        },
+        slow: true,
+    },
+    Method {
+        name: "bdev_presnap_delete",
+        summary: "Deletes a volume bdev and leaves master, store and snapshots as they are.",
+        details: "A clean stop: dirty chunks and staged copies are saved, and a later \
+                  bdev_presnap_create with the same name goes on from there. A snapshot that is \
+                  not complete is failed.",
+        params: &[Param::text("name", Text::Name, "Name of the volume.").required()],
+        one_of: &[],
+        example: r#"{"name": "vol0"}"#,
+        reply: Reply::True,
+        reply_doc: "Done.",
+        errors: &[
+            NO_VOLUME,
+            ErrorCase {
+                errno: Errno::Busy,
+                when: "one of its snapshots is exported",
+                remedy: "remove the export with presnap_snapshot_unexport",
+            },
+        ],
+        command: Command {
+            path: &["volume", "delete"],
+            positional: &["name"],
+            examples: &["presnap volume delete vol0"],
+        },
+        slow: true,
+    },
+    Method {
+        name: "presnap_snapshot_create",
+        summary: "Takes a snapshot of a volume.",
+        details: "The snapshot contains every write acknowledged before the request arrived, none \
+                  submitted after the reply, and each write in flight at the cut entirely or not \
+                  at all. It is crash-consistent: like the disk of a machine that lost power. For \
+                  more, flush or freeze the application before the request.\n\n\
+                  Repeating a request with the same `uuid`, `volume` and `name` makes no second \
+                  snapshot: it waits for the first and answers with it. So choose a UUID, and \
+                  repeat after a lost connection.\n\n\
+                  `timeout_ms` is a deadline for what is awaited. When it passes first, the \
+                  snapshot is given up, nothing of it stays behind, and the answer is \
+                  `-ETIMEDOUT`. Foreground commands go on in every case.",
+        params: &[
+            VOLUME.required(),
+            Param::text("name", Text::Name, "Name of the new snapshot, unique in its volume.")
+                .required(),
+            Param::text(
+                "uuid",
+                Text::Uuid,
+                "UUID of the snapshot; the exported namespace's UUID and NGUID derive from it.",
+            )
+            .or_else("a random one"),
+            Param::choice(
+                "wait",
+                &["consistent", "complete"],
+                "Answer when the snapshot is readable (`consistent`) or when it needs nothing of \
+                 the master any more (`complete`).",
+            )
+            .or("\"complete\""),
+            Param::integer(
+                "timeout_ms",
+                "ms",
+                (0, DAY_MS),
+                "Deadline for what is awaited; 0: none.",
+            )
+            .or("0"),
+        ],
+        one_of: &[],
+        example: r#"{"volume": "vol0", "name": "monday",
+ "uuid": "6f9619ff-8b86-4d01-b42d-00cf4fc964ff", "wait": "complete", "timeout_ms": 60000}"#,
+        reply: Reply::Snapshot,
+        reply_doc: "The snapshot.",
+        errors: &[
+            NO_VOLUME,
+            ErrorCase {
+                errno: Errno::Exist,
+                when: "the volume has another snapshot with this name, or the UUID is taken",
+                remedy: "choose another name, or delete that snapshot",
+            },
+            ErrorCase {
+                errno: Errno::Busy,
+                when: "another snapshot of the volume is completing; the message has its progress",
+                remedy: "wait for it, then repeat",
+            },
+            ErrorCase {
+                errno: Errno::NoSpc,
+                when: "the store cannot hold the dirty chunks; checked before anything is done",
+                remedy: "delete snapshots, or use a larger store",
+            },
+            ErrorCase {
+                errno: Errno::TimedOut,
+                when: "the deadline passed",
+                remedy: "repeat with a longer timeout_ms, or wait for `consistent` only",
+            },
+            STORE_GONE,
+            DEVICE_ERROR,
+        ],
+        command: Command {
+            path: &["snapshot", "create"],
+            positional: &["volume", "name"],
+            examples: &[
+                "presnap snapshot create vol0 monday",
+                "presnap snapshot create vol0 monday --wait consistent",
+                "presnap snapshot create vol0 monday \
+                 --uuid 6f9619ff-8b86-4d01-b42d-00cf4fc964ff --timeout-ms 60000",
+            ],
+        },
+        slow: true,
+    },
+    Method {
+        name: "presnap_get_snapshots",
+        summary: "Lists snapshots.",
+        details: "",
+        params: &[VOLUME.or_else("every volume"), SNAPSHOT.or_else("every name")],
+        one_of: &[],
+        example: r#"{"volume": "vol0"}"#,
+        reply: Reply::Snapshots,
+        reply_doc: "The snapshots, by volume, oldest first. Empty if none matches.",
+        errors: &[NO_VOLUME],
+        command: Command {
+            path: &["snapshot", "list"],
+            positional: &["volume", "name"],
+            examples: &[
+                "presnap snapshot list",
+                "presnap snapshot list vol0",
+                "presnap snapshot list vol0 monday --json",
+            ],
+        },
+        slow: false,
+    },
+    Method {
+        name: "presnap_snapshot_delete",
+        summary: "Deletes a snapshot.",
+        details: "What the next snapshot still needs is handed to it; the rest is freed. No data \
+                  moves. Deleting a completing snapshot gives it up.",
+        params: &[VOLUME.required(), SNAPSHOT.required()],
+        one_of: &[],
+        example: r#"{"volume": "vol0", "name": "monday"}"#,
+        reply: Reply::True,
+        reply_doc: "Done, and durable.",
+        errors: &[
+            NO_VOLUME,
+            NO_SNAPSHOT,
+            ErrorCase {
+                errno: Errno::Busy,
+                when: "the snapshot is exported or open",
+                remedy: "remove the export with presnap_snapshot_unexport, or what has it open",
+            },
+            STORE_GONE,
+            DEVICE_ERROR,
+        ],
+        command: Command {
+            path: &["snapshot", "delete"],
+            positional: &["volume", "name"],
+            examples: &["presnap snapshot delete vol0 monday"],
+        },
+        slow: true,
+    },
+    Method {
+        name: "presnap_snapshot_export",
+        summary: "Exports a snapshot as a read-only NVMe-oF namespace.",
+        details: "Makes an NVMe-oF subsystem with one namespace, `<volume>@<snapshot>`, whose \
+                  write-protect attribute is set and whose UUID and NGUID derive from the \
+                  snapshot's UUID, so that they are the same after a restart. The transport must \
+                  exist (nvmf_create_transport). Works from the cut on.",
+        params: &[
+            VOLUME.required(),
+            SNAPSHOT.required(),
+            Param::text("nqn", Text::Nqn, "NQN of the subsystem.")
+                .or_else("`nqn.2016-06.io.spdk:presnap:<volume>:<snapshot>:<uuid>`"),
+            Param::text("trtype", Text::Transport, "Transport type, such as TCP or RDMA.")
+                .or("\"TCP\""),
+            Param::text("traddr", Text::Word(TRADDR_BYTES_MAX), "Address to listen on.")
+                .or("\"127.0.0.1\""),
+            Param::text("trsvcid", Text::Word(TRSVCID_BYTES_MAX), "Port to listen on.")
+                .or("\"4420\""),
+            Param::list("hosts", Text::Nqn, HOSTS_MAX, "NQNs of the hosts that may connect.")
+                .or_else("every host that reaches the address"),
+        ],
+        one_of: &[],
+        example: r#"{"volume": "vol0", "name": "monday",
+ "hosts": ["nqn.2014-08.org.nvmexpress:uuid:9f2a1c1e-7d1b-4f0e-9d0e-2f8f2d8a6c11"]}"#,
+        reply: Reply::Export,
+        reply_doc: "Where to connect.",
+        errors: &[
+            NO_VOLUME,
+            NO_SNAPSHOT,
+            ErrorCase {
+                errno: Errno::Exist,
+                when: "the snapshot is exported already, or a subsystem has this NQN",
+                remedy: "see `presnap snapshot list --json`; unexport it, or choose another nqn",
+            },
+            ErrorCase {
+                errno: Errno::Inval,
+                when: "the snapshot has failed, or the target cannot listen on the address",
+                remedy: "export another snapshot; create the transport with nvmf_create_transport; \
+                         check trtype, traddr and trsvcid",
+            },
+            STORE_GONE,
+        ],
+        command: Command {
+            path: &["snapshot", "export"],
+            positional: &["volume", "name"],
+            examples: &[
+                "presnap snapshot export vol0 monday",
+                "presnap snapshot export vol0 monday --traddr 192.0.2.10 --trsvcid 4421 \
+                 --hosts nqn.2014-08.org.nvmexpress:uuid:9f2a1c1e-7d1b-4f0e-9d0e-2f8f2d8a6c11",
+            ],
+        },
+        slow: true,
+    },
+    Method {
+        name: "presnap_snapshot_unexport",
+        summary: "Removes the export of a snapshot.",
+        details: "Hosts that are connected are disconnected. The snapshot stays.",
+        params: &[VOLUME.required(), SNAPSHOT.required()],
+        one_of: &[],
+        example: r#"{"volume": "vol0", "name": "monday"}"#,
+        reply: Reply::True,
+        reply_doc: "Done.",
+        errors: &[
+            NO_VOLUME,
+            ErrorCase {
+                errno: Errno::NoEnt,
+                when: "there is no such snapshot, or it is not exported",
+                remedy: "see `presnap snapshot list`",
+            },
+        ],
+        command: Command {
+            path: &["snapshot", "unexport"],
+            positional: &["volume", "name"],
+            examples: &["presnap snapshot unexport vol0 monday"],
+        },
+        slow: true,
+    },
+    Method {
+        name: "presnap_get_stats",
+        summary: "Counters and latencies of volumes.",
+        details: "Counts run from the creation of the volume, or from the last reset.",
+        params: &[
+            VOLUME.or_else("every volume"),
+            Param::flag("reset", "Start counting anew after this reply."),
+        ],
+        one_of: &[],
+        example: r#"{"volume": "vol0"}"#,
+        reply: Reply::Stats,
+        reply_doc: "One entry per volume.",
+        errors: &[NO_VOLUME],
+        command: Command {
+            path: &["stats"],
+            positional: &["volume"],
+            examples: &["presnap stats", "presnap stats vol0 --reset --json"],
+        },
+        slow: false,
+    },
+    Method {
+        name: "presnap_get_chunks",
+        summary: "What is known of a volume's chunks.",
+        details: "Read one page, then go on with `start` set to `next`.",
+        params: &[
+            VOLUME.required(),
+            Param::integer("start", "chunks", (0, 1 << 40), "First chunk looked at.").or("0"),
+            Param::integer("count", "chunks", (1, CHUNK_COUNT_MAX), "Chunks answered at most.")
+                .or("1024"),
+            Param::flag("staged_only", "Leave out chunks without a staged copy."),
+        ],
+        one_of: &[],
+        example: r#"{"volume": "vol0", "start": 0, "count": 2}"#,
+        reply: Reply::Chunks,
+        reply_doc: "A page of chunks.",
+        errors: &[
+            NO_VOLUME,
+            ErrorCase {
+                errno: Errno::Inval,
+                when: "`start` is not below the volume's number of chunks",
+                remedy: "see `total` of an earlier page, or `presnap volume list`",
+            },
+        ],
+        command: Command {
+            path: &["chunks"],
+            positional: &["volume"],
+            examples: &["presnap chunks vol0", "presnap chunks vol0 --start 4096 --staged-only"],
+        },
+        slow: false,
+    },
+    Method {
+        name: "presnap_set_policy",
+        summary: "Changes or shows how a volume stages and copies.",
+        details: "What is absent stays as it is, so without any but `volume` nothing changes. \
+                  Takes effect at once and is kept by save_config.",
+        params: &[
+            VOLUME.required(),
+            POLICY.or_else("unchanged"),
+            IDLE_MS.or_else("unchanged"),
+            STAGING_LIMIT.or_else("unchanged"),
+            SNAPSHOT_TARGET.or_else("unchanged"),
+            COPY_LIMIT.or_else("unchanged"),
+        ],
+        one_of: &[],
+        example: r#"{"volume": "vol0", "policy": "idle", "idle_ms": 500}"#,
+        reply: Reply::Policy,
+        reply_doc: "The policy in force.",
+        errors: &[NO_VOLUME],
+        command: Command {
+            path: &["policy"],
+            positional: &["volume"],
+            examples: &["presnap policy vol0", "presnap policy vol0 --policy idle --idle-ms 500"],
+        },
+        slow: false,
+    },
+];
+
+/// The method called `name`.
+pub fn method(name: &str) -> Option<&'static Method> {
+    METHODS.iter().find(|method| method.name == name)
+}
