@@ -66,7 +66,7 @@ cache_dir() {
 # The SPDK tree to use: SPDK_DIR when given, else the one that setup.sh built.
 spdk_dir() {
 	if [[ -n ${SPDK_DIR:-} ]]; then
-		realpath -m -- "$SPDK_DIR"
+		realpath -ms -- "$SPDK_DIR"
 	else
 		printf '%s/spdk\n' "$(cache_dir)"
 	fi

@@ -266,7 +266,7 @@ setup_packages() {
 		die "Debian packages are missing: ${missing[*]}" \
 			"as root: apt-get update && apt-get install --no-remove ${missing[*]}"
 	fi
-	run_stage packages none "installing ${#missing[@]} Debian packages" \
+	run_stage packages none "installing Debian packages, ${#missing[@]} in number" \
 		"look at the log; then as root: apt-get update && apt-get install --no-remove ${missing[*]}" \
 		install_packages "${missing[@]}"
 }
@@ -410,7 +410,8 @@ unpack_spdk() {
 	echo "content of src/spdk: $content"
 	if [[ $content != "$spdk_content_sha256" ]]; then
 		echo "src/spdk in ${tarball##*/} is not SPDK $spdk_version as presnap knows it ($spdk_content_sha256)"
-		rm -rf "$fresh"
+		# Another time the mirror may have another one.
+		rm -rf "$fresh" "$cache/downloads/ceph.sha256"
 		return 1
 	fi
 	(cd "$fresh" && recipe_spdk_patch)
@@ -529,7 +530,7 @@ build_all() {
 			"if the log says that src/spdk differs, Debian has moved on: build SPDK $spdk_version yourself and set SPDK_DIR" unpack_spdk
 	fi
 	complete "$fio_dir" "$fio_key" || run_stage fio none "configuring fio's headers for the plugin" "$remedy_build" build_fio
-	marked "$spdk_dir" configured || run_stage configure lines:6 "configuring SPDK" "$remedy_build" configure_spdk
+	marked "$spdk_dir" configured || run_stage configure none "configuring SPDK" "$remedy_build" configure_spdk
 	marked "$spdk_dir" dpdk || run_stage dpdk lines:1107 "compiling DPDK and ISA-L" "$remedy_build" make_dpdk
 	marked "$spdk_dir" spdk || run_stage spdk lines:413 "compiling SPDK" "$remedy_build" make_spdk
 	run_stage check none "checking the build" "$remedy_build" check_spdk
@@ -542,7 +543,7 @@ check_given_tree() {
 	local dir=$1 version file dpdk
 	local remedy="build it (./configure --disable-tests --disable-unit-tests --with-uring && make), or unset SPDK_DIR"
 	[[ -d $dir ]] || die "SPDK_DIR: there is no folder $dir" "give the path of a built SPDK tree, or unset SPDK_DIR"
-	for file in include/spdk/version.h include/spdk/bdev_module.h mk/config.mk scripts/rpc.py; do
+	for file in include/spdk/version.h include/spdk/bdev_module.h mk/config.mk; do
 		[[ -f $dir/$file ]] || die "SPDK_DIR: $dir is not a configured SPDK source tree: $file is missing" "$remedy"
 	done
 	for file in bdev nvmf event event_bdev event_nvmf env_dpdk bdev_malloc bdev_aio sock_posix; do
@@ -557,7 +558,8 @@ check_given_tree() {
 	fi
 	[[ -s $dir/build/fio/spdk_bdev ]] ||
 		warn "SPDK_DIR: $dir has no fio plugin: the demo and the fio tests need it (configure --with-fio=<fio $fio_version source>)"
-	version=$(sed -nE 's/^#define SPDK_VERSION_(MAJOR|MINOR)[[:space:]]+([0-9]+).*/\2/p' "$dir/include/spdk/version.h" | paste -sd .)
+	version=$(awk '$1 $2 == "#defineSPDK_VERSION_MAJOR" { major = $3 } $1 $2 == "#defineSPDK_VERSION_MINOR" { minor = $3 }
+		END { printf "%d.%02d", major, minor }' "$dir/include/spdk/version.h")
 	log "using SPDK $version in $dir"
 }
 
