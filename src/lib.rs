@@ -8,4 +8,6 @@ pub mod cli;
 pub mod engine;
 pub mod gate;
 pub mod rpc;
+#[cfg(feature = "spdk")]
+pub mod serve;
 pub mod store;

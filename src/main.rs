@@ -1,3 +1,5 @@
 //! The `presnap` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    presnap::cli::run()
+}

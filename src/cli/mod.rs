@@ -1,5 +1,224 @@
-//! The `presnap` command.
+//! The `presnap` command: reads the command line, talks to a target over its JSON-RPC socket, and
+//! prints tables for people or JSON for programs.
+//!
+//! Runs on the process's main thread; the target itself (`presnap serve`) is `crate::serve`.
 
+mod client;
+mod progress;
+mod render;
 mod serve;
+mod tree;
 
+pub use client::{Client, ClientError};
 pub use serve::{CoreList, LogLevel, ServeOptions};
+pub use tree::DEFAULT_SOCKET;
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::rpc::objects::Volume;
+use crate::rpc::schema::Method;
+use crate::rpc::{self, RpcError};
+use tree::{Action, Request};
+
+/// How long an answer is waited for, unless the user says otherwise or it may take long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Exit status: the target refused or failed.
+const REFUSED: u8 = 1;
+/// Exit status: wrong usage, or no target to talk to.
+const USAGE: u8 = 2;
+
+/// Where a command's text goes.
+struct Console<'a> {
+    out: &'a mut dyn Write,
+    err: &'a mut (dyn Write + Send),
+    /// Whether `err` is a terminal, so that progress may be shown on it.
+    err_is_terminal: bool,
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let mut err = std::io::stderr();
+    let err_is_terminal = err.is_terminal();
+    let mut console =
+        Console { out: &mut std::io::stdout().lock(), err: &mut err, err_is_terminal };
+    ExitCode::from(execute(std::env::args_os(), &mut console))
+}
+
+/// Runs one command line; the answer is the exit status.
+fn execute(args: impl IntoIterator<Item = OsString>, console: &mut Console<'_>) -> u8 {
+    let request = match tree::parse(args) {
+        Ok(request) => request,
+        Err(error) => {
+            // Colours, and standard output for --help, as clap does it.
+            let to_out = !error.use_stderr();
+            let text = error.render();
+            let text = if console.err_is_terminal && !to_out {
+                text.ansi().to_string()
+            } else {
+                text.to_string()
+            };
+            print(if to_out { &mut *console.out } else { &mut *console.err }, &text);
+            return if to_out { 0 } else { USAGE };
+        }
+    };
+    match perform(&request, console) {
+        Ok(text) => {
+            print(console.out, &text);
+            0
+        }
+        Err(failure) => {
+            if let Some(text) = failure.text {
+                print(console.out, &text);
+            }
+            print(console.err, &format!("error: {}\n", failure.message));
+            failure.status
+        }
+    }
+}
+
+/// Writes text; a reader that went away is no trouble of ours.
+fn print(to: &mut dyn Write, text: &str) {
+    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+}
+
+/// A command that did not do what it was asked.
+struct Failure {
+    status: u8,
+    message: String,
+    /// A result to print all the same.
+    text: Option<String>,
+}
+
+impl Failure {
+    fn refused(message: impl Into<String>) -> Self {
+        Self { status: REFUSED, message: message.into(), text: None }
+    }
+
+    fn usage(message: impl Into<String>) -> Self {
+        Self { status: USAGE, message: message.into(), text: None }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let status = if matches!(error, ClientError::Connect { .. }) { USAGE } else { REFUSED };
+        // What a target says may hold anything.
+        Self { status, message: render::clean(&error.to_string()), text: None }
+    }
+}
+
+fn perform(request: &Request, console: &mut Console<'_>) -> Result<String, Failure> {
+    match &request.action {
+        Action::Print(text) => Ok(text.clone()),
+        Action::ListMethods if request.json => {
+            let names: Vec<_> = rpc::METHODS.iter().map(|method| method.name).collect();
+            Ok(pretty(&json!(names)))
+        }
+        Action::ListMethods => Ok(render::methods()),
+        Action::Serve(options) => start(options).map(|()| String::new()).map_err(Failure::refused),
+        Action::Raw(method, params) => {
+            let mut client = Client::connect(&request.socket)?;
+            let slow = rpc::method(method).is_some_and(|method| method.slow);
+            let timeout = request.timeout.or((!slow).then_some(ANSWER_TIMEOUT));
+            Ok(pretty(&client.call(method, params.as_ref(), timeout)?))
+        }
+        Action::ListVolumes(name) => list_volumes(request, name.as_deref()),
+        Action::Call(method, params) => call(request, method, params, console),
+    }
+}
+
+#[cfg(feature = "spdk")]
+fn start(options: &ServeOptions) -> Result<(), String> {
+    crate::serve::run(options)
+}
+
+#[cfg(not(feature = "spdk"))]
+fn start(_options: &ServeOptions) -> Result<(), String> {
+    Err("this presnap was built without SPDK and cannot serve; build it without \
+         --no-default-features (see README.md)"
+        .into())
+}
+
+fn call(
+    request: &Request,
+    method: &Method,
+    params: &Value,
+    console: &mut Console<'_>,
+) -> Result<String, Failure> {
+    rpc::decode(method.name, params).map_err(|RpcError { message, .. }| Failure::usage(message))?;
+    let timeout = request.timeout.or((!method.slow).then_some(ANSWER_TIMEOUT));
+    let mut client = Client::connect(&request.socket)?;
+    let shows_progress = method.name == "presnap_snapshot_create"
+        && params["wait"] != "consistent"
+        && console.err_is_terminal
+        && !request.json;
+    let value = if shows_progress {
+        progress::during(&request.socket, params, console.err, || {
+            client.call(method.name, Some(params), timeout)
+        })?
+    } else {
+        client.call(method.name, Some(params), timeout)?
+    };
+    let text = if request.json {
+        pretty(&value)
+    } else {
+        render::result(method, &value).map_err(|error| strange(&request.socket, &error))?
+    };
+    if method.name == "presnap_snapshot_create" && value["state"] == "failed" {
+        let reason = value["reason"].as_str().unwrap_or("no reason given");
+        return Err(Failure {
+            text: Some(text),
+            ..Failure::refused(format!("the snapshot failed: {}", render::clean(reason)))
+        });
+    }
+    Ok(text)
+}
+
+/// The result is not what this version of the table says.
+fn strange(socket: &Path, error: &serde_json::Error) -> Failure {
+    Failure::refused(format!(
+        "the target at {} gave a result that this presnap does not understand ({error}); \
+         --json prints it as it is",
+        socket.display()
+    ))
+}
+
+/// Volumes are bdevs: SPDK's own list has them, each with presnap's object.
+fn list_volumes(request: &Request, name: Option<&str>) -> Result<String, Failure> {
+    let mut client = Client::connect(&request.socket)?;
+    let params = name.map(|name| json!({ "name": name }));
+    let timeout = request.timeout.unwrap_or(ANSWER_TIMEOUT);
+    let bdevs = client.call("bdev_get_bdevs", params.as_ref(), Some(timeout))?;
+    let objects: Vec<_> = bdevs
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|bdev| bdev.pointer("/driver_specific/presnap"))
+        .collect();
+    if let (Some(name), true) = (name, objects.is_empty()) {
+        return Err(Failure::refused(format!(
+            "bdev {name:?} is no volume: see `presnap volume list`"
+        )));
+    }
+    if request.json {
+        return Ok(pretty(&json!(objects)));
+    }
+    let volumes: Result<Vec<Volume>, _> =
+        objects.into_iter().map(|object| serde_json::from_value(object.clone())).collect();
+    Ok(render::volumes(&volumes.map_err(|error| strange(&request.socket, &error))?))
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).expect("a JSON value can be written") + "\n"
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;

@@ -4,13 +4,16 @@
 //! - [`decode`] checks and types the parameters of a call ([`Params`]); [`RpcError`] is what a
 //!   failed call answers.
 //! - [`objects`] are the results.
+//! - [`doc`] writes docs/rpc.md, the help of a method, and `scripts/presnap_rpc.py`.
 //!
 //! Nothing here touches SPDK or does I/O, and nothing depends on a thread.
 
+pub mod doc;
 pub mod objects;
 pub mod schema;
 pub mod table;
 
+mod convert;
 mod decode;
 mod error;
 mod params;

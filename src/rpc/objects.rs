@@ -692,13 +692,13 @@ impl ChunkPage {
 }
 
 impl super::schema::Reply {
-    /// An example of the result, for the documentation.
-    pub fn example(self) -> Value {
-        fn json(object: impl Serialize) -> Value {
-            serde_json::to_value(object).expect("objects hold nothing that JSON cannot")
+    /// An example of the result as JSON text, fields in the order of this file.
+    pub fn example_text(self) -> String {
+        fn json(object: impl Serialize) -> String {
+            serde_json::to_string_pretty(&object).expect("objects hold nothing that JSON cannot")
         }
         match self {
-            Self::True => Value::Bool(true),
+            Self::True => json(true),
             Self::BdevName => json("vol0"),
             Self::Store => json(Store::example()),
             Self::Stores => json([Store::example()]),
@@ -709,6 +709,11 @@ impl super::schema::Reply {
             Self::Chunks => json(ChunkPage::example()),
             Self::Policy => json(Policy::example()),
         }
+    }
+
+    /// The same, parsed.
+    pub fn example(self) -> Value {
+        serde_json::from_str(&self.example_text()).expect("it was just written")
     }
 }
 
