@@ -41,8 +41,11 @@ pub enum ReadSource {
     Master,
     /// On the master once the commands in flight at the cut have landed: ask again soon.
     Draining,
-    /// Not pending: resolved meanwhile (look into the snapshot's map again), or never required by
-    /// this snapshot (look into the older ones).
+    /// In its staged slot, which a writer has given to the snapshot on its way in; the engine may
+    /// not have entered it in the snapshot's map yet.
+    Adopted,
+    /// Not pending: resolved meanwhile by the engine (look into the snapshot's map again), or never
+    /// required by this snapshot (look into the older ones).
     NotPending,
 }
 
@@ -113,7 +116,9 @@ impl Gate {
         if seen.is_pending(now) {
             // Adoption on the way in. The word was acquired after the clock, so the counts of all
             // commands of the old side are in it or were taken back, and with them their map bits
-            // are visible; nobody adds any now. `replace` fails if the engine is quicker.
+            // are visible; nobody adds any now. `replace` fails if the engine is quicker; if the
+            // engine has copied meanwhile, the word is the same again only if the slot is right
+            // (see `end_copy`).
             let adoptable = seen.is_idle()
                 && seen.has(STAGED)
                 && !seen.has(STAGING)
@@ -165,10 +170,15 @@ impl Gate {
     }
 
     /// Where to read `chunk` for the snapshot that ended `old_epoch`, when its map does not have
-    /// it. Any thread that has learnt of the snapshot from the engine.
+    /// it. Any thread that has learnt of the snapshot from the engine, while it is completing.
+    ///
+    /// The engine enters a slot in the snapshot's map before [`Gate::try_adopt`] or
+    /// [`Gate::resolve`], and keeps the staged slot findable until it has entered it.
     pub fn read_source(&self, chunk: ChunkIndex, old_epoch: Epoch) -> ReadSource {
         let word = self.word(chunk).load();
-        if word.epoch() > old_epoch || !word.has(DIRTY) {
+        if word.epoch() > old_epoch && word.has(ADOPTED) {
+            ReadSource::Adopted
+        } else if word.epoch() > old_epoch || !word.has(DIRTY) {
             ReadSource::NotPending
         } else if word.is_idle() {
             // Acquired: what those that left have written is there to read.
@@ -180,7 +190,7 @@ impl Gate {
 
     /// Whether data read from the master since [`ReadSource::Master`] is the snapshot's: `chunk`
     /// is still unresolved, so no newer command had been forwarded when the read completed.
-    /// If not, drop the data and look into the snapshot's map. Any thread.
+    /// If not, drop the data and ask [`Self::read_source`] again. Any thread.
     pub fn still_pending(&self, chunk: ChunkIndex, old_epoch: Epoch) -> bool {
         // The data's loads (or the device's completion) before the word's load: if the data is of
         // a command that came after the resolution, the resolution is seen.

@@ -62,12 +62,13 @@ pub enum ChunkState {
 pub enum CopyEnd {
     /// The slot is right, unless commands now in flight turn it outdated as they leave.
     Valid,
-    /// The slot lacks blocks: commands overlapped the copy, or a refresh failed.
+    /// The slot lacks blocks: commands overlapped the copy, or a refresh failed before any cut.
     Outdated {
         /// Blocks to copy again.
         map: BlockMap,
     },
-    /// The copy failed and there was none before: the chunk is not staged, free the slot.
+    /// The copy failed, and there was none before or the chunk is pending: the chunk is not staged
+    /// (any more), the slot holds nothing of use.
     Lost,
 }
 
@@ -120,7 +121,9 @@ impl Gate {
     /// Complete: call it only when all required chunks are resolved. Given up: chunks that were
     /// still pending are simply dirty again and keep their staged copies; call [`Self::carry_over`]
     /// for the rest of the walk, and [`Self::mark_dirty`] for every chunk that the walk or a parked
-    /// command had brought up already.
+    /// command had brought up already. A writer that was on its way in may still adopt a slot for
+    /// the snapshot that is no more: the gate, not a table beside it, tells whether a chunk is
+    /// staged ([`Self::view`]), and [`Self::begin_copy`] then takes all blocks.
     pub fn finish_cut(&self) {
         self.clock.finish();
     }
@@ -239,17 +242,19 @@ impl Gate {
         if missing.is_empty() { ChunkState::Adoptable } else { ChunkState::Pending { missing } }
     }
 
-    /// Hands a pending chunk whose staged slot is right to the snapshot. If it says `false`, see
-    /// [`Self::classify`] for why: a writer may have been quicker.
+    /// Hands a pending chunk whose staged slot is right to the snapshot. `true`: the slot is the
+    /// snapshot's now, by this call or by a writer that was quicker ([`ChunkState::Adopted`]).
+    /// `false`: see [`Self::classify`] for why not.
     #[must_use]
     pub fn try_adopt(&self, chunk: ChunkIndex) -> bool {
         self.hand_over(chunk, Word::is_idle)
     }
 
-    /// Hands a pending chunk that was just preserved ([`CopyEnd::Valid`]) to the snapshot. Unlike
-    /// [`Self::try_adopt`] it does not mind counts: [`Self::begin_copy`] saw that the old epoch's
-    /// commands had left, so they are of commands that will back out. `false` if the chunk is not
-    /// pending with a right slot.
+    /// Hands a pending chunk that was just preserved ([`CopyEnd::Valid`]) to the snapshot; answers
+    /// as [`Self::try_adopt`]. Unlike that it does not mind counts: [`Self::begin_copy`] saw that
+    /// the old epoch's commands had left, so they are of commands that will back out. `false` is
+    /// rare: after a given-up snapshot, a writer that slept through the next cut adopted for the
+    /// wrong one before it backed out. Copy again then.
     #[must_use]
     pub fn resolve(&self, chunk: ChunkIndex) -> bool {
         self.hand_over(chunk, |_| true)
@@ -261,6 +266,9 @@ impl Gate {
         let word = self.word(chunk);
         let mut seen = word.load();
         loop {
+            if now.active && seen.epoch() == now.epoch && seen.has(ADOPTED) {
+                return true;
+            }
             let right = seen.has(STAGED) && !seen.has(STAGING) && self.block_map(chunk).is_empty();
             if !seen.is_pending(now) || !right || !may(seen) {
                 return false;
@@ -311,6 +319,7 @@ impl Gate {
     /// # Panics
     /// When no copy is running.
     pub fn end_copy(&self, chunk: ChunkIndex, ok: bool, taken: BlockMap) -> CopyEnd {
+        let now = self.clock.now();
         let word = self.word(chunk);
         let mut seen = word.load();
         assert!(seen.has(STAGING), "{chunk}: a copy ended that had not begun");
@@ -319,7 +328,14 @@ impl Gate {
             self.map(chunk).fetch_or(taken.0, Ordering::AcqRel);
         }
         loop {
-            let next = seen.without(STAGING).with(if ok { STAGED } else { 0 });
+            let mut next = seen.without(STAGING);
+            if ok {
+                next = next.with(STAGED);
+            } else if seen.is_pending(now) {
+                // A writer that looked at the word before the copy and at the map during it, when
+                // it was taken, would adopt a broken slot if the word became again what it saw.
+                next = next.without(STAGED);
+            }
             match word.replace(seen, next) {
                 Ok(()) if !next.has(STAGED) => return CopyEnd::Lost,
                 Ok(()) => break,

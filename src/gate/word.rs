@@ -96,6 +96,6 @@ impl WordRef<'_> {
     /// Takes back one count of a command that was never forwarded.
     pub fn count_down(self) {
         let before = self.raw.fetch_sub(ONE, Ordering::Release);
-        debug_assert!(before & COUNT_MASK != 0, "a count is taken back only by who made it");
+        assert!(before & COUNT_MASK != 0, "a count is taken back only by who made it");
     }
 }
