@@ -65,7 +65,7 @@ fn text(table: &Table) -> String {
 }
 
 /// Names and values, one pair per line.
-fn pairs<const N: usize>(pairs: [(&str, String); N]) -> String {
+fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     pairs.iter().fold(String::new(), |mut out, (name, value)| {
         let line = format!("{name:width$}  {value}");
@@ -186,7 +186,7 @@ fn snapshot(snapshot: &Snapshot) -> String {
     let times = &snapshot.times;
     let complete =
         if times.complete_us == 0 { "not yet".into() } else { duration_us(times.complete_us) };
-    pairs([
+    pairs(&[
         ("snapshot", format!("{}@{}", clean(&snapshot.volume), clean(&snapshot.name))),
         ("uuid", snapshot.uuid.to_string()),
         ("created", clean(&snapshot.created_at)),
@@ -223,7 +223,7 @@ fn export(export: &Export) -> String {
     let (traddr, trsvcid, nqn) =
         (clean(&address.traddr), clean(&address.trsvcid), clean(&export.nqn));
     let connect = format!("nvme connect -t {trtype} -a {traddr} -s {trsvcid} -n {nqn}");
-    pairs([
+    pairs(&[
         ("nqn", nqn),
         ("namespace", export.nsid.to_string()),
         ("address", format!("{} {traddr} port {trsvcid}", clean(&address.trtype))),
@@ -243,7 +243,7 @@ fn policy(policy: &Policy) -> String {
     let or_none = |value: u64, text: String| if value == 0 { "none".into() } else { text };
     let copy = policy.copy_mbytes_per_sec;
     let target = policy.snapshot_target_ms;
-    pairs([
+    pairs(&[
         ("policy", policy_words(policy)),
         ("staging limit", format!("{}% of the store's slots", policy.staging_limit_percent)),
         ("snapshot target", or_none(target, duration_ms(target))),
@@ -261,7 +261,7 @@ fn volume_stats(stats: &VolumeStats) -> String {
     let copy = &stats.copy;
     let staging = &stats.staging;
     let seconds = (stats.interval_ms / 1000).max(1);
-    pairs([
+    pairs(&[
         ("volume", clean(&stats.volume)),
         ("since", format!("{} ({})", clean(&stats.since), duration_ms(stats.interval_ms))),
         ("policy", policy_words(&stats.policy)),

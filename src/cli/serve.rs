@@ -22,7 +22,8 @@ pub struct ServeOptions {
     pub cores: String,
 
     /// Hugepage memory to take, in MiB; absent: all that is free
-    #[arg(long, short = 's', value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..))]
+    #[arg(long, short = 's', value_name = "MIB")]
+    #[arg(value_parser = clap::value_parser!(u32).range(64..))]
     pub memory_mib: Option<u32>,
 
     /// Folder where hugepages are mounted; absent: found by itself

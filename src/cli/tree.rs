@@ -68,12 +68,13 @@ Examples:
   presnap serve --cores 0x3 --memory-mib 1024 --config /etc/presnap/presnap.json
   presnap serve --cores 2,3 --catalog-cores 0-1 --socket /run/presnap.sock
 
-Stop it with SIGINT or SIGTERM, or with: presnap rpc spdk_kill_instance '{\"sig_name\": \"SIGTERM\"}'";
+Stop it with SIGINT or SIGTERM, or with:
+  presnap rpc spdk_kill_instance '{\"sig_name\": \"SIGTERM\"}'";
 
 const RPC_HELP: &str = "\
 Examples:
   presnap rpc bdev_get_bdevs
-  presnap rpc bdev_malloc_create '{\"name\": \"Malloc0\", \"num_blocks\": 262144, \"block_size\": 512}'
+  presnap rpc bdev_malloc_create '{\"num_blocks\": 262144, \"block_size\": 512}'
   presnap rpc presnap_snapshot_create --help
   presnap rpc save_config > presnap.json
   presnap rpc --list

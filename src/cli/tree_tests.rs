@@ -1,1 +1,220 @@
+use std::ffi::OsString;
 
+use clap::Command;
+use serde_json::{Value, json};
+
+use super::{Action, Request, command, parse};
+use crate::cli::serve::{CoreList, LogLevel};
+use crate::rpc::schema::Kind;
+use crate::rpc::{METHODS, decode};
+
+fn line(text: &str) -> Result<Request, clap::Error> {
+    parse(words(text).into_iter().map(OsString::from))
+}
+
+/// Splits as a shell does, as far as the examples need it: spaces, and single quotes.
+fn words(text: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for c in text.chars() {
+        match c {
+            '\'' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            c => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+fn call(text: &str) -> (&'static str, Value) {
+    match line(text).unwrap_or_else(|error| panic!("{error}")).action {
+        Action::Call(method, params) => (method.name, params),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refusal(text: &str) -> String {
+    line(text).expect_err("must be refused").to_string()
+}
+
+/// Every line that begins with `presnap` in the help of any command.
+fn examples(command: &mut Command, found: &mut Vec<String>) {
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    for text in help.lines().filter_map(|line| line.strip_prefix("  ")) {
+        if text.starts_with("presnap ") {
+            let text = text.split(" > ").next().unwrap();
+            found.push(text.to_owned());
+        }
+    }
+    for inner in command.get_subcommands_mut() {
+        examples(inner, found);
+    }
+}
+
+#[test]
+fn the_tree_is_sound() {
+    command().debug_assert();
+}
+
+#[test]
+fn every_example_in_any_help_parses() {
+    let mut found = Vec::new();
+    examples(&mut command(), &mut found);
+    assert!(found.len() > 40, "{}", found.len());
+    for example in &found {
+        let request = line(example).unwrap_or_else(|error| panic!("{example}: {error}"));
+        if let Action::Call(method, params) = request.action {
+            decode(method.name, &params).unwrap_or_else(|error| panic!("{example}: {error}"));
+        }
+    }
+    for method in METHODS {
+        for example in method.command.examples {
+            let (name, _) = call(example);
+            assert_eq!(name, method.name, "{example}");
+            assert!(found.iter().any(|text| text == example), "{example}");
+        }
+    }
+}
+
+#[test]
+fn every_command_has_examples_in_its_help() {
+    fn check(command: &Command, path: &str) {
+        if command.get_name() == "help" {
+            return;
+        }
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.contains(&format!("\n  {path}")), "{path}: {help}");
+        for inner in command.get_subcommands() {
+            check(inner, &format!("{path} {}", inner.get_name()));
+        }
+    }
+    check(&command(), "presnap");
+}
+
+#[test]
+fn every_parameter_of_every_method_can_be_given() {
+    for method in METHODS {
+        let mut text = format!("presnap {}", method.command.path.join(" "));
+        let mut wanted = serde_json::Map::new();
+        let mut add = |param: &crate::rpc::schema::Param, text: &mut String, option: &str| {
+            let (word, value) = match param.kind {
+                Kind::Flag => ("", json!(true)),
+                Kind::Integer { .. } => ("64", json!(64)),
+                Kind::Text(_) => ("some-text", json!("some-text")),
+                Kind::Choice(choices) => (choices[1], json!(choices[1])),
+                Kind::List { .. } => ("a,b", json!(["a", "b"])),
+            };
+            text.extend([" ", option, " ", word]);
+            wanted.insert(param.name.to_owned(), value);
+        };
+        for name in method.command.positional {
+            add(method.param(name).unwrap(), &mut text, "");
+        }
+        for param in method.params {
+            if !method.command.positional.contains(&param.name) {
+                let option = format!("--{}", param.name.replace('_', "-"));
+                add(param, &mut text, &option);
+            }
+        }
+        let (name, params) = call(&text);
+        assert_eq!((name, params), (method.name, Value::Object(wanted)), "{text}");
+    }
+}
+
+#[test]
+fn what_is_not_given_is_not_sent() {
+    assert_eq!(call("presnap policy vol0").1, json!({"volume": "vol0"}));
+    assert_eq!(call("presnap store create s b").1, json!({"name": "s", "bdev": "b"}));
+    assert_eq!(call("presnap store list").1, json!({}));
+}
+
+#[test]
+fn hosts_may_be_repeated_or_listed() {
+    let wanted = json!(["a", "b", "c"]);
+    let (_, params) = call("presnap snapshot export v s --hosts a,b --hosts c");
+    assert_eq!(params["hosts"], wanted);
+}
+
+#[test]
+fn wrong_usage_is_refused_with_the_bounds() {
+    assert!(refusal("presnap snapshot create vol0").contains("<NAME>"));
+    assert!(refusal("presnap volume create vol0 --store s").contains("--base-bdev"));
+    assert!(refusal("presnap policy v --policy lstm").contains("possible values: off, idle"));
+    assert!(refusal("presnap policy v --staging-limit-percent 101").contains("0..=100"));
+    assert!(refusal("presnap store create s b --slot-size 64").contains("--slot-size-kib"));
+    assert!(refusal("presnap snapshots list").contains("snapshot"));
+    assert!(refusal("presnap store unload").contains("<NAME>"));
+    assert!(line("presnap store unload --bdev b").is_ok());
+    assert!(refusal("presnap").contains("Usage: presnap"));
+    assert!(refusal("presnap store list --timeout 0").contains("1..=86400"));
+}
+
+#[test]
+fn options_of_every_command_are_taken_before_and_after_it() {
+    for text in [
+        "presnap --socket /run/p.sock --json --timeout 7 store list",
+        "presnap store --socket /run/p.sock list --json --timeout 7",
+    ] {
+        let request = line(text).unwrap();
+        assert_eq!(request.socket.to_str(), Some("/run/p.sock"));
+        assert_eq!((request.json, request.timeout.map(|t| t.as_secs())), (true, Some(7)));
+    }
+    let request = line("presnap store list").unwrap();
+    assert_eq!(request.socket.to_str(), Some(super::DEFAULT_SOCKET));
+    assert_eq!((request.json, request.timeout), (false, None));
+}
+
+#[test]
+fn serve_reads_all_its_options() {
+    let Action::Serve(options) = line("presnap serve").unwrap().action else { panic!() };
+    assert_eq!((options.cores.as_str(), options.memory_mib), ("0x1", None));
+    assert_eq!((options.log_level, options.config), (LogLevel::Notice, None));
+    assert_eq!(options.socket.to_str(), Some(super::DEFAULT_SOCKET));
+    let text = "presnap serve -c a.json --ignore-config-errors -m 0,1 -s 512 --hugepage-dir /h \
+                --no-pci --catalog-cores 1 --shm-id 3 --wait-for-rpc --log-level debug \
+                --log-flags nvmf,bdev --socket /s";
+    let Action::Serve(options) = line(text).unwrap().action else { panic!() };
+    assert_eq!(options.config.unwrap().to_str(), Some("a.json"));
+    assert_eq!((options.cores.as_str(), options.memory_mib), ("[0,1]", Some(512)));
+    assert_eq!(options.hugepage_dir.unwrap().to_str(), Some("/h"));
+    assert_eq!(options.catalog_cores, Some(CoreList(vec![1])));
+    assert_eq!((options.shm_id, options.log_level), (Some(3), LogLevel::Debug));
+    assert_eq!(options.log_flags, ["nvmf", "bdev"]);
+    assert_eq!(options.socket.to_str(), Some("/s"));
+    assert!(options.ignore_config_errors && options.no_pci && options.wait_for_rpc);
+    assert!(refusal("presnap serve --cores 0x0").contains("such as 0x3"));
+    assert!(refusal("presnap serve --catalog-cores x").contains("such as 0,2-5"));
+    assert!(refusal("presnap serve --ignore-config-errors").contains("--config"));
+    assert!(refusal("presnap serve --memory-mib 1").contains("64"));
+}
+
+#[test]
+fn raw_calls_take_any_method() {
+    let raw = |text: &str| match line(text).unwrap().action {
+        Action::Raw(method, params) => (method, params),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(raw("presnap rpc bdev_get_bdevs"), ("bdev_get_bdevs".into(), None));
+    assert_eq!(raw("presnap rpc x '{\"a\": [1]}'").1, Some(json!({"a": [1]})));
+    assert!(refusal("presnap rpc x {a:1}").contains("not JSON"));
+    assert!(refusal("presnap rpc x 7").contains("must be a JSON object"));
+    assert!(refusal("presnap rpc").contains("--list"));
+    assert!(refusal("presnap rpc bdev_get_bdevs --help").contains("no method of presnap"));
+    assert!(refusal("presnap rpc --doc --plugin").contains("cannot be used with"));
+}
+
+#[test]
+fn rpc_help_is_of_the_method_if_there_is_one() {
+    let printed = |text: &str| match line(text).unwrap().action {
+        Action::Print(text) => text,
+        other => panic!("{other:?}"),
+    };
+    assert!(printed("presnap rpc --help").contains("presnap rpc --list"));
+    let help = printed("presnap rpc presnap_get_chunks --help");
+    assert!(help.contains("staged_only (boolean; default: false)"), "{help}");
+    assert!(help.contains("Result: ChunkPage. "), "{help}");
+    assert!(printed("presnap rpc --doc").starts_with("# presnap's JSON-RPC methods"));
+    assert!(printed("presnap rpc --plugin").contains("def spdk_rpc_plugin_initialize"));
+    assert!(matches!(line("presnap rpc --list").unwrap().action, Action::ListMethods));
+}

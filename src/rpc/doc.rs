@@ -13,8 +13,8 @@ const HEAD: &str = "\
 Generated from `src/rpc/table.rs` by `presnap rpc --doc`: change that, not this.
 
 presnap is an SPDK target: these methods are called like SPDK's own, over the same socket
-(`/var/tmp/spdk.sock` unless started with another), and may stand in SPDK's JSON configuration. Three
-ways to call one:
+(`/var/tmp/spdk.sock` unless started with another), and may stand in SPDK's JSON configuration.
+Three ways to call one:
 
 ```console
 $ presnap snapshot create vol0 monday
@@ -79,7 +79,8 @@ fn method_markdown(out: &mut String, method: &Method) {
         out,
         format_args!(
             "\n```json\n{{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"{}\",\n \
-             \"params\": {}}}\n```\n\n```json\n{{\"jsonrpc\": \"2.0\", \"id\": 1, \"result\": {}}}\n```\n",
+             \"params\": {}}}\n```\n\n```json\n{{\"jsonrpc\": \"2.0\", \"id\": 1, \
+             \"result\": {}}}\n```\n",
             method.name,
             wrapped(method.example, 100, "  "),
             method.reply.example_text()

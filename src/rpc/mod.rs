@@ -16,6 +16,7 @@ pub mod table;
 mod convert;
 mod decode;
 mod error;
+mod examples;
 mod params;
 
 pub use decode::decode;

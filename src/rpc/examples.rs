@@ -1,0 +1,285 @@
+//! An example of each result, for the documentation and for tests. The numbers fit together.
+
+use serde::Serialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::objects::{
+    Address, BlockMapHex, ByteCounts, CatalogUse, Chunk, ChunkCounts, ChunkPage, CommandCounts,
+    Consistency, CopyStats, Export, Latency, ParkedStats, Policy, RecordStats, SlotCounts,
+    Snapshot, SnapshotState, SnapshotStats, SnapshotTimes, StagingStats, Stats, Store, StoreState,
+    StoreVolume, Volume, VolumeChunks, VolumeState, VolumeStats, rfc3339,
+};
+use super::params::PolicyName;
+use super::schema::Reply;
+
+impl Policy {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            policy: PolicyName::Idle,
+            idle_ms: 1000,
+            staging_limit_percent: 50,
+            snapshot_target_ms: 0,
+            copy_mbytes_per_sec: 0,
+        }
+    }
+}
+
+impl Store {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            name: "store0".into(),
+            uuid: Uuid::from_u128(0x1c50_7d3a_8a6f_4a4e_9d0c_51c2_7b5e_0a11),
+            bdev: "Nvme1n1".into(),
+            slot_size_kib: 256,
+            slots: SlotCounts { total: 262_010, free: 241_530, staged: 3_072, owned: 17_408 },
+            catalog: CatalogUse { bytes: 134_217_728, used: 5_308_416 },
+            volumes: vec![StoreVolume {
+                name: "vol0".into(),
+                uuid: Volume::example().uuid,
+                attached: true,
+                snapshots: 1,
+            }],
+            state: StoreState::Loaded,
+            reason: None,
+        }
+    }
+}
+
+impl Volume {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            name: "vol0".into(),
+            uuid: Uuid::from_u128(0x52b1_4c0e_1b0f_5c53_8a35_7f4f_3c1e_9b20),
+            base_bdev: "Nvme0n1".into(),
+            store: "store0".into(),
+            state: VolumeState::Online,
+            bytes: 34_359_738_368,
+            block_size: 512,
+            chunk_size_kib: 256,
+            chunks: VolumeChunks { total: 131_072, dirty: 4_211, staged: 3_072 },
+            operation_number: 9_120_455,
+            snapshots: 1,
+            policy: Policy::example(),
+        }
+    }
+}
+
+impl Export {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        let uuid = Snapshot::EXAMPLE_UUID;
+        Self {
+            nqn: super::default_nqn("vol0", "monday", uuid),
+            nsid: 1,
+            address: Address {
+                trtype: "TCP".into(),
+                traddr: "127.0.0.1".into(),
+                trsvcid: "4420".into(),
+            },
+            hosts: Some(vec![
+                "nqn.2014-08.org.nvmexpress:uuid:9f2a1c1e-7d1b-4f0e-9d0e-2f8f2d8a6c11".into(),
+            ]),
+        }
+    }
+}
+
+impl Snapshot {
+    const EXAMPLE_UUID: Uuid = Uuid::from_u128(0x6f96_19ff_8b86_4d01_b42d_00cf_4fc9_64ff);
+
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            name: "monday".into(),
+            uuid: Self::EXAMPLE_UUID,
+            volume: "vol0".into(),
+            operation_number: 9_001_204,
+            created_at: rfc3339(1_767_225_600_125),
+            state: SnapshotState::Complete,
+            reason: None,
+            consistency: Consistency::Crash,
+            chunks: ChunkCounts {
+                total: 131_072,
+                required: 18_000,
+                adopted: 16_500,
+                copied: 880,
+                preserved: 28,
+                zero: 592,
+            },
+            times: SnapshotTimes { cut_us: 3, consistent_us: 2_480, complete_us: 391_022 },
+            bytes_used: 4_563_402_752,
+            exported: false,
+            export: None,
+            progress: None,
+        }
+    }
+}
+
+impl Stats {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        let preserve = Latency {
+            count: 28,
+            mean_us: 96,
+            p50_us: 88,
+            p90_us: 130,
+            p99_us: 212,
+            p999_us: 212,
+            max_us: 212,
+        };
+        let wait = Latency { count: 31, ..preserve.clone() };
+        Self {
+            volumes: vec![VolumeStats {
+                volume: "vol0".into(),
+                since: rfc3339(1_767_225_000_000),
+                interval_ms: 600_125,
+                commands: CommandCounts {
+                    read: 5_120_400,
+                    write: 9_120_455,
+                    write_zeroes: 0,
+                    unmap: 12,
+                    flush: 640,
+                    reset: 0,
+                    compare: 0,
+                    other: 0,
+                    failed: 0,
+                },
+                bytes: ByteCounts {
+                    read: 20_973_158_400,
+                    written: 37_357_383_680,
+                    unmapped: 12_582_912,
+                },
+                parked: ParkedStats { commands: 31, waiting: 0, wait },
+                preserve,
+                copy: CopyStats {
+                    staged_bytes: 5_133_828_096,
+                    refreshed_bytes: 209_715_200,
+                    copied_bytes: 230_686_720,
+                    preserved_bytes: 1_835_008,
+                    failed: 0,
+                },
+                staging: StagingStats {
+                    staged: 19_584,
+                    refreshed: 1_904,
+                    outdated: 2_210,
+                    adopted: 16_500,
+                    dropped: 12,
+                    slots: 3_072,
+                    valid: 2_958,
+                },
+                snapshots: SnapshotStats { created: 1, completed: 1, failed: 0, deleted: 0 },
+                records: RecordStats { recorded: 14_241_507, overflowed: 0 },
+                policy: Policy::example(),
+            }],
+        }
+    }
+}
+
+impl ChunkPage {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            volume: "vol0".into(),
+            chunk_size_kib: 256,
+            total: 131_072,
+            next: Some(2),
+            chunks: vec![
+                Chunk {
+                    chunk_id: 0,
+                    operation_number: Some(9_120_400),
+                    staging_location: Some(1_377),
+                    valid: false,
+                    dirty: true,
+                    block_map: BlockMapHex(0x8001),
+                    last_write_age_ms: Some(212),
+                },
+                Chunk {
+                    chunk_id: 1,
+                    operation_number: None,
+                    staging_location: None,
+                    valid: false,
+                    dirty: false,
+                    block_map: BlockMapHex(0),
+                    last_write_age_ms: None,
+                },
+            ],
+        }
+    }
+}
+
+impl Reply {
+    /// An example of the result as JSON text, fields in the order of this file.
+    pub fn example_text(self) -> String {
+        fn json(object: impl Serialize) -> String {
+            serde_json::to_string_pretty(&object).expect("objects hold nothing that JSON cannot")
+        }
+        match self {
+            Self::True => json(true),
+            Self::BdevName => json("vol0"),
+            Self::Store => json(Store::example()),
+            Self::Stores => json([Store::example()]),
+            Self::Snapshot => json(Snapshot::example()),
+            Self::Snapshots => json([Snapshot::example()]),
+            Self::Export => json(Export::example()),
+            Self::Stats => json(Stats::example()),
+            Self::Chunks => json(ChunkPage::example()),
+            Self::Policy => json(Policy::example()),
+        }
+    }
+
+    /// The same, parsed.
+    pub fn example(self) -> Value {
+        serde_json::from_str(&self.example_text()).expect("it was just written")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_come_back_unchanged() {
+        fn roundtrip<T: Serialize + serde::de::DeserializeOwned>(reply: Reply) {
+            let example = reply.example();
+            let typed: T = serde_json::from_value(example.clone()).unwrap();
+            assert_eq!(serde_json::to_value(typed).unwrap(), example);
+        }
+        roundtrip::<bool>(Reply::True);
+        roundtrip::<String>(Reply::BdevName);
+        roundtrip::<Store>(Reply::Store);
+        roundtrip::<Vec<Store>>(Reply::Stores);
+        roundtrip::<Snapshot>(Reply::Snapshot);
+        roundtrip::<Vec<Snapshot>>(Reply::Snapshots);
+        roundtrip::<Export>(Reply::Export);
+        roundtrip::<Stats>(Reply::Stats);
+        roundtrip::<ChunkPage>(Reply::Chunks);
+        roundtrip::<Policy>(Reply::Policy);
+    }
+
+    #[test]
+    fn sums_in_the_examples_hold() {
+        let slots = Store::example().slots;
+        assert_eq!(slots.total, slots.free + slots.staged + slots.owned);
+        let chunks = Snapshot::example().chunks;
+        let sum = chunks.adopted + chunks.copied + chunks.preserved + chunks.zero;
+        assert_eq!(chunks.required, sum);
+        let owned_bytes = (chunks.required - chunks.zero) * 256 * 1024;
+        assert_eq!(Snapshot::example().bytes_used, owned_bytes);
+    }
+
+    #[test]
+    fn a_snapshot_has_the_fields_of_the_contract() {
+        let snapshot = Reply::Snapshot.example();
+        for field in "name uuid volume operation_number created_at state reason chunks times \
+                      bytes_used exported consistency progress"
+            .split_whitespace()
+        {
+            assert!(snapshot.get(field).is_some(), "{field}");
+        }
+        assert_eq!(snapshot["consistency"], "crash");
+        assert_eq!(snapshot["created_at"], "2026-01-01T00:00:00.125Z");
+    }
+}
