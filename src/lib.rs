@@ -10,4 +10,6 @@ pub mod gate;
 pub mod rpc;
 #[cfg(feature = "spdk")]
 pub mod serve;
+#[cfg(feature = "spdk")]
+pub mod spdk;
 pub mod store;

@@ -1,0 +1,81 @@
+//! Safe wrappers of SPDK, one file per concept. Together with `spdk-sys` the only place with `unsafe`.
+//!
+//! # Threads
+//! - SPDK runs *SPDK threads* ([`thread::Thread`]) on *reactors*, OS threads pinned to one CPU each
+//!   that never sleep. Nothing on them may block, lock for long or loop for long.
+//! - The *app thread* owns everything that is not I/O: RPC, bdev lists, registering and
+//!   unregistering, NVMe-oF subsystems, stores. Functions that need it say so and assert it.
+//! - Commands arrive on any SPDK thread that has an I/O channel of the bdev, and complete on the one
+//!   they arrived on. What belongs to such a thread lives in [`bdev_module::BdevDevice::Channel`].
+//! - Other OS threads ([`thread::spawn_os_thread`]) may call [`thread::Thread::send`],
+//!   [`thread::Thread::block_on`], [`executor::spawn_on`], and complete a [`executor::oneshot`].
+//!   Nothing else here is for them; what must not leave its thread is not `Send`.
+//!
+//! # Control path: futures
+//! [`executor::spawn`] runs a future on the current SPDK thread, and wakes it from anywhere. Dropping
+//! a future never frees memory a device may still write to: commands own their buffers
+//! ([`bdev::IoChannel::read`] takes a [`dma::DmaBuf`] and gives it back).
+//!
+//! # Data path: a bdev of ours
+//! Implement [`bdev_module::BdevDevice`] and [`bdev_module::register`] it, on the app thread:
+//! 1. `create_channel` runs once per SPDK thread that uses the bdev; it calls
+//!    [`bdev::Desc::channel`] for each bdev below and keeps the [`bdev::IoChannel`].
+//! 2. `submit` gets each command as a [`bdev_module::BdevIo`], a linear value: complete it, send it
+//!    on (`forward`, `forward_at`, `forward_then`), or keep it (a `VecDeque` in the channel, or
+//!    `park()` to move the right of resuming it elsewhere). Dropping it ends the process.
+//! 3. State for the time of the command is `BdevIo::state_mut()`: no allocation.
+//! 4. `forward` handles data buffers of reads, shortage of resources (waits, in order, without
+//!    allocation) and the status of the bdev below. Its completion function is a plain `fn` that gets
+//!    the command, and with it device, channel and state.
+//! 5. A reset means: every command under way has to complete soon. Use
+//!    `io.for_each_channel(|device, channel| /* complete what is kept, Aborted */, |io, _| io.forward(..))`.
+//!    An abort names its target: compare `io.abort_target()` with the `id()` of those kept, else
+//!    forward it; SPDK finds the forwarded command.
+//! 6. [`bdev_module::Registration::unregister`] resolves when everything is gone. `destruct` closes
+//!    what is below; the device value is dropped after that.
+//!
+//! Completions may run inside `submit` of the same channel (SPDK retries commands from within
+//! completions), so never hold a `RefCell` borrow across `complete`, `forward` or `get_buf`.
+//!
+//! # Versions
+//! SPDK 20.07 up to today's; all differences are in `spdk-sys/shim`. Facts about 20.07 that callers
+//! meet:
+//! - UUIDs: a bdev whose module sets none gets a random one at each start (aio, uring, null and
+//!   malloc unless given, delay, passthru); nvme (from NGUID, where the device has one), lvol and gpt
+//!   are stable. So identity of a master has to come from elsewhere as well.
+//! - A bdev of ours with `required_alignment_log2 > 0` has its I/O split at 64 KiB.
+//! - `write_config_json` of bdevs comes after all modules' `config_json`, in order of registration.
+
+pub mod app;
+pub mod bdev;
+pub mod bdev_module;
+pub mod clock;
+pub mod dma;
+pub mod error;
+pub mod executor;
+pub mod json;
+pub mod nvmf;
+pub mod poller;
+pub mod rpc;
+pub mod thread;
+
+pub use bdev::{BdevEvent, BdevInfo, Desc, IoChannel, IoType, Part};
+pub use bdev_module::{BdevDevice, BdevIo, BdevSpec, ParkedIo, Registration, Status};
+pub use dma::DmaBuf;
+pub use error::{Errno, IoError};
+pub use executor::{LocalFuture, spawn};
+pub use json::JsonWriter;
+pub use poller::{PollResult, Poller};
+pub use rpc::RpcError;
+pub use thread::Thread;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Around the body of every function that C calls: a panic must not unwind into C, nor may the
+/// process go on with SPDK in an unknown state.
+fn guard<R>(what: &str, body: impl FnOnce() -> R) -> R {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        eprintln!("presnap: panic in {what}, called by SPDK; ending the process");
+        std::process::abort();
+    })
+}

@@ -1,0 +1,482 @@
+//! The wrappers of `src/spdk` on the real SPDK, in this process: a pass-through bdev on a malloc bdev,
+//! commands through both, RPC, shutdown. Needs root and 256 MiB of free hugepages.
+
+#[cfg(not(feature = "spdk"))]
+fn main() {}
+
+#[cfg(feature = "spdk")]
+fn main() {
+    smoke::main();
+}
+
+#[cfg(feature = "spdk")]
+mod smoke {
+    use std::cell::{Cell, RefCell};
+    use std::collections::VecDeque;
+    use std::io::{Read, Write};
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+    use std::rc::Rc;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::{Duration, Instant};
+
+    use presnap::spdk::app::{self, AppOptions};
+    use presnap::spdk::bdev_module::{self, SC_WRITE_PROTECTED, SCT_GENERIC};
+    use presnap::spdk::executor::{self, join_all, oneshot, sleep, timeout};
+    use presnap::spdk::thread::spawn_os_thread;
+    use presnap::spdk::*;
+    use serde_json::{Value, json};
+
+    /// Passes everything on; can keep commands, and refuse to write.
+    #[derive(Default)]
+    struct Pass {
+        base: std::sync::OnceLock<Desc>,
+        read_only: bool,
+        completed: AtomicU64,
+        destructed: AtomicU64,
+    }
+
+    /// Writes at once.
+    const MANY: u64 = 900;
+
+    struct PassChannel {
+        base: IoChannel,
+        keep: Cell<bool>,
+        kept: RefCell<VecDeque<BdevIo<Pass>>>,
+    }
+
+    #[derive(Default)]
+    struct PassIo {
+        first_block: u64,
+        marks: u32,
+    }
+
+    impl BdevDevice for Pass {
+        type Channel = PassChannel;
+        type IoState = PassIo;
+
+        fn io_type_supported(&self, io_type: IoType) -> bool {
+            self.base.get().expect("set before").info().supports(io_type)
+        }
+
+        fn create_channel(&self) -> Result<PassChannel, Errno> {
+            let base = self.base.get().expect("set before").channel()?;
+            Ok(PassChannel { base, keep: Cell::default(), kept: RefCell::default() })
+        }
+
+        fn submit(&self, channel: &PassChannel, mut io: BdevIo<Self>) {
+            if self.read_only && io.kind().modifies() {
+                return io.complete_nvme(SCT_GENERIC, SC_WRITE_PROTECTED);
+            }
+            if io.kind() == IoType::Reset {
+                return io.for_each_channel(
+                    |_, channel| {
+                        let kept = channel.kept.take();
+                        for io in kept {
+                            io.complete(Status::Aborted);
+                        }
+                    },
+                    |io, _| {
+                        let base = io.channel().base.clone();
+                        io.forward(&base, None);
+                    },
+                );
+            }
+            if channel.keep.get() && io.kind() == IoType::Write {
+                channel.kept.borrow_mut().push_back(io);
+                return;
+            }
+            io.state_mut().first_block = io.offset_blocks();
+            io.state_mut().marks += 1;
+            io.forward(&channel.base, Some(|io, result| {
+                let first = io.offset_blocks();
+                let (device, _, state) = io.parts();
+                assert_eq!((state.first_block, state.marks), (first, 1));
+                if result.is_ok() {
+                    device.completed.fetch_add(1, Ordering::Relaxed);
+                }
+            }));
+        }
+
+        fn dump_info_json(&self, w: &mut JsonWriter) {
+            w.member("pass", &json!({ "completed": self.completed.load(Ordering::Relaxed) }));
+        }
+
+        fn write_config_json(&self, w: &mut JsonWriter) {
+            w.call("smoke_pass_create", &json!({ "name": "Pass0" }));
+        }
+
+        fn destruct(self: Arc<Self>) -> LocalFuture<()> {
+            Box::pin(async move {
+                sleep(Duration::from_millis(1)).await;
+                self.destructed.fetch_add(1, Ordering::Relaxed);
+            })
+        }
+    }
+
+    fn pass(name: &str, base: &str, read_only: bool) -> Registration<Pass> {
+        let base = Desc::open(base, !read_only, |_| {}).expect("opened");
+        if !read_only {
+            base.claim().expect("claimed");
+        }
+        let info = base.info();
+        let device = Arc::new(Pass { read_only, ..Default::default() });
+        device.base.set(base).expect("once");
+        let spec = BdevSpec {
+            name: name.to_owned(),
+            product_name: c"smoke pass-through",
+            uuid: uuid::Uuid::new_v5(&info.uuid, name.as_bytes()),
+            block_bytes: info.block_bytes,
+            block_count: info.block_count,
+            read_only,
+            ..Default::default()
+        };
+        bdev_module::register(&spec, device).expect("registered")
+    }
+
+    fn filled(len: usize, byte: u8) -> DmaBuf {
+        let mut buf = DmaBuf::zeroed(len, 4096).expect("memory");
+        buf.fill(byte);
+        buf
+    }
+
+    async fn commands(pass: &Registration<Pass>) {
+        let desc = Desc::open("Pass0", true, |_| {}).expect("opened");
+        let ch = desc.channel().expect("channel");
+        let master = Desc::open("Malloc0", false, |_| {}).expect("opened for reading");
+        let master_ch = master.channel().expect("channel");
+        assert_eq!(Desc::open("Malloc0", true, |_| {}).err(), Some(Errno::PERM), "claimed");
+        assert_eq!(Desc::open("nothing", true, |_| {}).err(), Some(Errno::NODEV));
+
+        let (buf, result) = ch.write(filled(64 * 4096, 0xA5), 8, 64).await;
+        result.expect("written");
+        drop(buf);
+        let (buf, result) = master_ch.read(filled(64 * 4096, 0), 8, 64).await;
+        result.expect("read");
+        assert!(buf.iter().all(|&byte| byte == 0xA5));
+        ch.write_zeroes(8, 16).await.expect("zeroed");
+        ch.unmap(24, 8).await.expect("unmapped");
+        ch.flush().await.expect("flushed");
+        let parts = [
+            Part { buf_offset: 0, offset_blocks: 8, num_blocks: 1 },
+            Part { buf_offset: 4096, offset_blocks: 40, num_blocks: 1 },
+        ];
+        let (buf, result) = ch.read_parts(filled(8192, 0xFF), &parts).await;
+        result.expect("read");
+        assert!(buf[..4096].iter().all(|&byte| byte == 0));
+        assert!(buf[4096..].iter().all(|&byte| byte == 0xA5));
+
+        // Beyond the end: refused by the bdev layer, before it is submitted.
+        let (_, result) = ch.read(filled(4096, 0), desc.info().block_count, 1).await;
+        assert_eq!(result.expect_err("beyond").errno(), Some(Errno::INVAL));
+
+        // More commands than there are spdk_bdev_io (the configuration has 1024, and the cache of the
+        // thread), twice per write through ours: the forwarded ones have to wait. (If those that come
+        // in alone used up the pool, the forwarded ones would wait for ever; so it is with any bdev
+        // on top of another.)
+        let start = Instant::now();
+        let many = (0..MANY).map(|i| {
+            let ch = ch.clone();
+            async move {
+                let (_, result) = ch.write(filled(4096, u8::try_from(i % 251).unwrap()), i, 1).await;
+                result
+            }
+        });
+        for result in join_all(many).await {
+            result.expect("written");
+        }
+        println!("{MANY} writes at once: {:?}", start.elapsed());
+        // And directly: here ours wait.
+        let many = (0..4 * MANY).map(|i| {
+            let ch = master_ch.clone();
+            async move {
+                let (buf, result) = ch.read(filled(4096, 0), i % MANY, 1).await;
+                result.expect("read");
+                assert!(buf.iter().all(|&byte| u64::from(byte) == i % MANY % 251), "block {i}");
+            }
+        });
+        join_all(many).await;
+
+        // A future dropped while its command is under way.
+        {
+            let mut read = Box::pin(ch.read(filled(4096, 0), 0, 1));
+            assert!(timeout(Duration::ZERO, std::future::pending::<()>()).await.is_none());
+            std::future::poll_fn(|cx| {
+                let _ = read.as_mut().poll(cx);
+                std::task::Poll::Ready(())
+            })
+            .await;
+        }
+
+        // Commands that are kept are aborted by a reset.
+        pass.for_each_channel(|_, channel| channel.keep.set(true)).await.expect("there");
+        let kept = executor::spawn({
+            let ch = ch.clone();
+            async move { ch.write(filled(4096, 1), 0, 1).await.1 }
+        });
+        sleep(Duration::from_millis(2)).await;
+        ch.reset().await.expect("reset");
+        assert!(kept.await.expect_err("aborted").is_aborted());
+        pass.for_each_channel(|_, channel| channel.keep.set(false)).await.expect("there");
+        assert!(pass.device().completed.load(Ordering::Relaxed) > MANY);
+    }
+
+    async fn read_only() {
+        let snap = pass("Malloc1@snap", "Malloc1", true);
+        let desc = Desc::open("Malloc1@snap", true, |_| {}).expect("opened");
+        let ch = desc.channel().expect("channel");
+        let (_, result) = ch.write(filled(4096, 1), 0, 1).await;
+        let error = result.expect_err("write-protected");
+        assert_eq!(error.nvme(), (SCT_GENERIC, SC_WRITE_PROTECTED));
+
+        nvmf::show_write_protection();
+        let spec = nvmf::SubsystemSpec {
+            nqn: "nqn.2024-01.io.presnap:smoke".to_owned(),
+            serial: "SMOKE0001".to_owned(),
+            model: "presnap snapshot".to_owned(),
+            max_namespaces: 4,
+            hosts: nvmf::Hosts::Any,
+            namespaces: vec![nvmf::Namespace {
+                bdev: "Malloc1@snap".to_owned(),
+                nsid: 1,
+                nguid: [7; 16],
+                eui64: [0; 8],
+                uuid: desc.info().uuid.into_bytes(),
+            }],
+            listen: vec![nvmf::Address {
+                trtype: "TCP".to_owned(),
+                adrfam: "IPv4".to_owned(),
+                traddr: "127.0.0.1".to_owned(),
+                trsvcid: "44420".to_owned(),
+            }],
+        };
+        drop((ch, desc));
+        nvmf::create(&spec).await.expect("exported");
+        assert_eq!(nvmf::create(&spec).await, Err(Errno::EXIST));
+        assert_eq!(nvmf::namespaces(&spec.nqn), Ok(vec![(1, "Malloc1@snap".to_owned())]));
+
+        let reply = rpc_off_thread("bdev_nvme_attach_controller", json!({
+            "name": "N", "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1",
+            "trsvcid": "44420", "subnqn": spec.nqn,
+        }))
+        .await;
+        assert_eq!(reply["result"], json!(["Nn1"]), "{reply}");
+        check_identify(1, true).await;
+        {
+            let remote = Desc::open("Nn1", true, |_| {}).expect("opened");
+            let ch = remote.channel().expect("channel");
+            let (_, result) = ch.write(filled(4096, 1), 0, 1).await;
+            let error = result.expect_err("write-protected");
+            assert_eq!(error.nvme(), (SCT_GENERIC, SC_WRITE_PROTECTED), "over NVMe/TCP");
+            let (_, result) = ch.read(filled(8 * 4096, 1), 0, 8).await;
+            result.expect("read over NVMe/TCP");
+        }
+        let reply = rpc_off_thread("bdev_nvme_detach_controller", json!({ "name": "N" })).await;
+        assert_eq!(reply["result"], json!(true), "{reply}");
+        nvmf::destroy(&spec.nqn).await.expect("unexported");
+        assert!(!nvmf::exists(&spec.nqn));
+        snap.unregister().await;
+    }
+
+    /// Identify Namespace over the wire: byte 99 is NSATTR.
+    async fn check_identify(nsid: u32, protected: bool) {
+        let mut cmd = [0u8; 64];
+        cmd[0] = 0x06;
+        cmd[4..8].copy_from_slice(&nsid.to_le_bytes());
+        let reply = rpc_off_thread("bdev_nvme_send_cmd", json!({
+            "name": "N", "cmd_type": "admin", "data_direction": "c2h", "data_len": 4096,
+            "cmdbuf": base64url(&cmd),
+        }))
+        .await;
+        let data = reply["result"]["data"].as_str().unwrap_or_else(|| panic!("{reply}"));
+        let data = base64url_decode(data);
+        assert_eq!(data.len(), 4096);
+        assert_eq!(data[99] & 1 == 1, protected, "write-protect attribute");
+        assert_eq!(&data[104..120], &[7; 16], "NGUID");
+        assert_eq!(u64::from_le_bytes(data[..8].try_into().unwrap()), 2048, "size in blocks");
+    }
+
+    const BASE64URL: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+    fn base64url(data: &[u8]) -> String {
+        let mut text = String::new();
+        for chunk in data.chunks(3) {
+            let mut group = [0; 3];
+            group[..chunk.len()].copy_from_slice(chunk);
+            let bits = u32::from_be_bytes([0, group[0], group[1], group[2]]);
+            for i in 0..4 {
+                if i <= chunk.len() {
+                    text.push(char::from(BASE64URL[(bits >> (18 - 6 * i) & 63) as usize]));
+                } else {
+                    text.push('=');
+                }
+            }
+        }
+        text
+    }
+
+    fn base64url_decode(text: &str) -> Vec<u8> {
+        let mut data = Vec::new();
+        let (mut bits, mut count) = (0u32, 0);
+        for byte in text.bytes().filter(|&byte| byte != b'=') {
+            let value = BASE64URL.iter().position(|&c| c == byte).expect("base64url");
+            bits = bits << 6 | u32::try_from(value).unwrap();
+            count += 6;
+            if count >= 8 {
+                count -= 8;
+                data.push((bits >> count & 0xff) as u8);
+            }
+        }
+        data
+    }
+
+    async fn threads_and_time() {
+        let (sender, receiver) = oneshot();
+        let home = Thread::current();
+        let worker = spawn_os_thread("worker", None, move || {
+            assert!(Thread::try_current().is_none());
+            let name = home.block_on(|| async { Thread::current().name() });
+            sender.send(name);
+        })
+        .expect("started");
+        assert_eq!(receiver.await, Ok(Some(home.name())));
+        worker.join().expect("joined");
+
+        let start = Instant::now();
+        sleep(Duration::from_millis(20)).await;
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        let (sender, receiver) = oneshot::<()>();
+        drop(sender);
+        assert_eq!(receiver.await, Err(Errno::CANCELED));
+
+        // A poller that drops itself.
+        let (sender, receiver) = oneshot();
+        let slot = Rc::new(RefCell::new(None));
+        let mut sender = Some(sender);
+        let own = Rc::clone(&slot);
+        *slot.borrow_mut() = Some(Poller::register(Duration::ZERO, move || {
+            own.borrow_mut().take();
+            if let Some(sender) = sender.take() {
+                sender.send(());
+            }
+            PollResult::Busy
+        }));
+        receiver.await.expect("polled");
+    }
+
+    fn rpc_call(socket: &Path, method: &str, params: &Value) -> Value {
+        let mut stream = UnixStream::connect(socket).expect("connected");
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        stream.write_all(request.to_string().as_bytes()).expect("sent");
+        let mut text = Vec::new();
+        loop {
+            let mut part = [0; 65536];
+            let len = stream.read(&mut part).expect("received");
+            assert!(len > 0, "closed after {}", String::from_utf8_lossy(&text));
+            text.extend_from_slice(&part[..len]);
+            if let Ok(reply) = serde_json::from_slice(&text) {
+                return reply;
+            }
+        }
+    }
+
+    async fn rpc_off_thread(method: &'static str, params: Value) -> Value {
+        let (sender, receiver) = oneshot();
+        let worker = spawn_os_thread("rpc client", None, move || {
+            sender.send(rpc_call(&socket(), method, &params));
+        });
+        let reply = receiver.await.expect("answered");
+        worker.expect("started").join().expect("joined");
+        reply
+    }
+
+    fn socket() -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("presnap-smoke-{}.sock", std::process::id()))
+    }
+
+    async fn rpc_methods() {
+        let mode = std::fs::metadata(socket()).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let reply = rpc_off_thread("smoke_echo", json!({ "text": "hä\"\\" })).await;
+        assert_eq!(reply["result"], json!({ "text": "hä\"\\" }));
+        let reply = rpc_off_thread("smoke_echo", json!({ "fail": true })).await;
+        assert_eq!(reply["error"], json!({ "code": -16, "message": "told to" }));
+        let reply = rpc_off_thread("bdev_get_bdevs", json!({ "name": "Pass0" })).await;
+        let info = &reply["result"][0];
+        assert!(info["driver_specific"]["pass"]["completed"].as_u64() > Some(0), "{reply}");
+        let reply = rpc_off_thread("framework_get_config", json!({ "name": "bdev" })).await;
+        let calls = reply["result"].as_array().expect("calls");
+        assert!(calls.iter().any(|call| call["method"] == "smoke_pass_create"), "{reply}");
+    }
+
+    async fn all() {
+        assert_eq!(bdev::find("Configured").map(|info| info.module_name), None);
+        let malloc = bdev::find("Malloc0").expect("configured");
+        assert_eq!((malloc.block_bytes, malloc.block_count), (4096, 4096));
+        println!("SPDK {}: {malloc:?}", app::spdk_version_string());
+        threads_and_time().await;
+        let pass0 = pass("Pass0", "Malloc0", false);
+        assert_eq!(bdev::find("Malloc0").expect("there").claimed_by.as_deref(), Some("presnap"));
+        commands(&pass0).await;
+        rpc_methods().await;
+        read_only().await;
+
+        let device = Arc::clone(pass0.device());
+        pass0.unregister().await;
+        assert!(pass0.is_gone() && bdev::find("Pass0").is_none());
+        assert_eq!(device.destructed.load(Ordering::Relaxed), 1);
+        drop(device);
+        // Left for SPDK to remove, with the hook before it.
+        let left = pass("Pass0", "Malloc0", false);
+        app::on_shutdown(move || {
+            Box::pin(async move {
+                sleep(Duration::from_millis(5)).await;
+                println!("shutdown hook");
+            })
+        });
+        std::mem::forget(left);
+        app::stop(7);
+    }
+
+    pub fn main() {
+        let config = std::env::temp_dir().join(format!("presnap-smoke-{}.json", std::process::id()));
+        let text = json!({ "subsystems": [{ "subsystem": "bdev", "config": [
+            { "method": "bdev_set_options",
+              "params": { "bdev_io_pool_size": 1024, "bdev_io_cache_size": 128 } },
+            { "method": "bdev_malloc_create",
+              "params": { "name": "Malloc0", "num_blocks": 4096, "block_size": 4096 } },
+            { "method": "bdev_malloc_create",
+              "params": { "name": "Malloc1", "num_blocks": 2048, "block_size": 4096 } },
+            { "method": "smoke_echo", "params": { "from": "config" } },
+        ]}]});
+        std::fs::write(&config, text.to_string()).expect("written");
+        presnap::spdk::rpc::register("smoke_echo", |params| async move {
+            sleep(Duration::from_millis(1)).await;
+            if params.get("fail").is_some() {
+                return Err(RpcError::errno(Errno::BUSY, "told to"));
+            }
+            Ok(params)
+        });
+        let options = AppOptions {
+            name: "spdk_smoke".to_owned(),
+            json_config: Some(config.clone()),
+            rpc_addr: Some(socket()),
+            mem_mib: Some(256),
+            no_pci: true,
+            ..Default::default()
+        };
+        let done = Rc::new(Cell::new(false));
+        let started = Rc::clone(&done);
+        let rc = app::run(&options, move || {
+            started.set(true);
+            executor::spawn(all()).detach();
+        })
+        .expect("tried");
+        let _ = std::fs::remove_file(config);
+        assert!(done.get(), "SPDK did not start; hugepages? Run scripts/setup.sh as root");
+        assert_eq!(rc, 7);
+        println!("ok");
+    }
+}
