@@ -15,6 +15,8 @@ fn with_target<T>(
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("target.sock");
     let listener = UnixListener::bind(&socket).unwrap();
+    // Outlives the target, which would fail to write to a connection that is gone.
+    let mut client = Client::connect(&socket).unwrap();
     thread::scope(|scope| {
         scope.spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -22,7 +24,7 @@ fn with_target<T>(
             BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
             answer(serde_json::from_str(&line).unwrap(), &mut stream);
         });
-        ask(&mut Client::connect(&socket).unwrap())
+        ask(&mut client)
     })
 }
 
