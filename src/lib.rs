@@ -13,3 +13,5 @@ pub mod serve;
 #[cfg(feature = "spdk")]
 pub mod spdk;
 pub mod store;
+#[cfg(feature = "spdk")]
+pub mod volume;

@@ -224,6 +224,68 @@ psc_nvmf_subsystem_next_ns(struct spdk_nvmf_subsystem *s, uint32_t *nsid)
 	return NULL;
 }
 
+struct spdk_nvmf_subsystem *
+psc_nvmf_subsystem_next(struct spdk_nvmf_subsystem *s)
+{
+	struct spdk_nvmf_tgt *tgt = target();
+
+	if (tgt == NULL) {
+		return NULL;
+	}
+	s = s == NULL ? spdk_nvmf_subsystem_get_first(tgt) : spdk_nvmf_subsystem_get_next(s);
+	while (s != NULL && spdk_nvmf_subsystem_get_type(s) != SPDK_NVMF_SUBTYPE_NVME) {
+		s = spdk_nvmf_subsystem_get_next(s);
+	}
+	return s;
+}
+
+const char *
+psc_nvmf_subsystem_nqn(struct spdk_nvmf_subsystem *s)
+{
+	return spdk_nvmf_subsystem_get_nqn(s);
+}
+
+bool
+psc_nvmf_subsystem_any_host(struct spdk_nvmf_subsystem *s)
+{
+	return spdk_nvmf_subsystem_get_allow_any_host(s);
+}
+
+bool
+psc_nvmf_subsystem_host(struct spdk_nvmf_subsystem *s, uint32_t i, const char **nqn)
+{
+	struct spdk_nvmf_host *host = spdk_nvmf_subsystem_get_first_host(s);
+
+	while (host != NULL && i-- > 0) {
+		host = spdk_nvmf_subsystem_get_next_host(s, host);
+	}
+	if (host == NULL) {
+		return false;
+	}
+	*nqn = spdk_nvmf_host_get_nqn(host);
+	return true;
+}
+
+bool
+psc_nvmf_subsystem_listener(struct spdk_nvmf_subsystem *s, uint32_t i, struct psc_nvmf_addr *addr)
+{
+	struct spdk_nvmf_subsystem_listener *listener = spdk_nvmf_subsystem_get_first_listener(s);
+	const struct spdk_nvme_transport_id *trid;
+
+	while (listener != NULL && i-- > 0) {
+		listener = spdk_nvmf_subsystem_get_next_listener(s, listener);
+	}
+	if (listener == NULL) {
+		return false;
+	}
+	trid = spdk_nvmf_subsystem_listener_get_trid(listener);
+	addr->trtype = trid->trstring;
+	addr->adrfam = spdk_nvme_transport_id_adrfam_str(trid->adrfam);
+	addr->traddr = trid->traddr;
+	addr->trsvcid = trid->trsvcid;
+	return true;
+}
+
 int
 psc_nvmf_subsystem_listen(struct spdk_nvmf_subsystem *s, const struct psc_nvmf_addr *addr,
 			  psc_done_fn done, void *ctx)

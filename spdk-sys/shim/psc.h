@@ -367,6 +367,14 @@ int psc_nvmf_subsystem_add_ns(struct spdk_nvmf_subsystem *s, const struct psc_nv
 int psc_nvmf_subsystem_remove_ns(struct spdk_nvmf_subsystem *s, uint32_t nsid);
 /* nsid of the first namespace at or after *nsid and its bdev's name; NULL at the end. */
 const char *psc_nvmf_subsystem_next_ns(struct spdk_nvmf_subsystem *s, uint32_t *nsid);
+/* NVMe (not discovery) subsystems one after the other, first with NULL; NULL at the end. */
+struct spdk_nvmf_subsystem *psc_nvmf_subsystem_next(struct spdk_nvmf_subsystem *s);
+const char *psc_nvmf_subsystem_nqn(struct spdk_nvmf_subsystem *s);
+bool psc_nvmf_subsystem_any_host(struct spdk_nvmf_subsystem *s);
+/* The host and the listener number i, from 0; false at the end. Valid until the next change. */
+bool psc_nvmf_subsystem_host(struct spdk_nvmf_subsystem *s, uint32_t i, const char **nqn);
+bool psc_nvmf_subsystem_listener(struct spdk_nvmf_subsystem *s, uint32_t i,
+				 struct psc_nvmf_addr *addr);
 int psc_nvmf_subsystem_listen(struct spdk_nvmf_subsystem *s, const struct psc_nvmf_addr *addr,
 			      psc_done_fn done, void *ctx);
 int psc_nvmf_subsystem_start(struct spdk_nvmf_subsystem *s, psc_done_fn done, void *ctx);

@@ -71,11 +71,11 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// The chain that the catalog holds.
-    pub fn new(records: impl IntoIterator<Item = SnapshotRecord>) -> Self {
+    /// The chain that the catalog holds; `last_seq` is the highest number ever given out.
+    pub fn new(records: impl IntoIterator<Item = SnapshotRecord>, last_seq: SnapshotSeq) -> Self {
         let records: BTreeMap<_, _> = records.into_iter().map(|r| (r.seq, r)).collect();
-        let last_seq = records.keys().next_back().map_or(0, |seq| seq.0);
-        Self { records, last_seq }
+        let last = records.keys().next_back().map_or(0, |seq| seq.0);
+        Self { records, last_seq: last.max(last_seq.0) }
     }
 
     /// All records, oldest first.
@@ -180,7 +180,7 @@ impl Chain {
         self.records.insert(record.seq, record);
     }
 
-    /// Takes a record out. Its number is not used again while this chain lives.
+    /// Takes a record out. Its number is not used again.
     pub fn remove(&mut self, seq: SnapshotSeq) -> Option<SnapshotRecord> {
         self.records.remove(&seq)
     }
@@ -210,24 +210,27 @@ mod tests {
 
     #[test]
     fn create_is_idempotent_by_name_and_uuid() {
-        let chain = Chain::new([record(3, "a", SnapshotState::Complete)]);
+        let chain = Chain::new([record(3, "a", SnapshotState::Complete)], SnapshotSeq(0));
         let uuid = |n: u128| Some(Uuid::from_u128(n));
         assert_eq!(chain.plan_create("b", None), Ok(CreatePlan::New(SnapshotSeq(4))));
         assert_eq!(chain.plan_create("a", uuid(3)), Ok(CreatePlan::Existing(SnapshotSeq(3))));
         assert!(matches!(chain.plan_create("a", None), Err(ChainError::NameTaken { .. })));
         assert!(matches!(chain.plan_create("a", uuid(9)), Err(ChainError::NameTaken { .. })));
         assert!(matches!(chain.plan_create("b", uuid(3)), Err(ChainError::UuidTaken { .. })));
-        let failed = Chain::new([record(3, "a", SnapshotState::Failed)]);
+        let failed = Chain::new([record(3, "a", SnapshotState::Failed)], SnapshotSeq(0));
         assert_eq!(failed.plan_create("a", uuid(3)), Ok(CreatePlan::Retry(SnapshotSeq(3))));
     }
 
     #[test]
     fn one_completes_at_a_time_and_its_base_stays() {
-        let chain = Chain::new([
-            record(1, "a", SnapshotState::Complete),
-            record(2, "b", SnapshotState::Complete),
-            record(3, "c", SnapshotState::Completing),
-        ]);
+        let chain = Chain::new(
+            [
+                record(1, "a", SnapshotState::Complete),
+                record(2, "b", SnapshotState::Complete),
+                record(3, "c", SnapshotState::Completing),
+            ],
+            SnapshotSeq(0),
+        );
         assert!(matches!(chain.plan_create("d", None), Err(ChainError::Busy { .. })));
         assert_eq!(
             chain.plan_create("c", Some(Uuid::from_u128(3))),
@@ -241,7 +244,7 @@ mod tests {
 
     #[test]
     fn numbers_are_not_used_twice() {
-        let mut chain = Chain::new([record(7, "a", SnapshotState::Complete)]);
+        let mut chain = Chain::new([record(7, "a", SnapshotState::Complete)], SnapshotSeq(0));
         chain.remove(SnapshotSeq(7));
         assert_eq!(chain.plan_create("b", None), Ok(CreatePlan::New(SnapshotSeq(8))));
     }

@@ -114,22 +114,55 @@ pub struct Counters {
     pub staged_copies: u64,
     /// Staged chunks refreshed.
     pub refreshed_copies: u64,
-    /// Bytes copied for staging and refreshing.
-    pub staged_bytes: u64,
-    /// Bytes copied after cuts.
-    pub completed_bytes: u64,
-    /// Bytes of adopted chunks.
-    pub adopted_bytes: u64,
-    /// Staging copies that ended in an error.
-    pub staging_errors: u64,
+    /// Copies that a command made outdated while they were being made.
+    pub outdated_copies: u64,
+    /// Staged chunks that snapshots adopted.
+    pub adopted_copies: u64,
+    /// Staged copies given up.
+    pub dropped_copies: u64,
+    /// Copies that ended in an error.
+    pub failed_copies: u64,
     /// Chunks not staged because the staging limit or the store was full.
     pub staging_refused: u64,
+    /// Bytes of first copies of staged chunks.
+    pub staged_bytes: u64,
+    /// Bytes of refreshes of staged chunks.
+    pub refreshed_bytes: u64,
+    /// Bytes copied after cuts in the background.
+    pub copied_bytes: u64,
+    /// Bytes copied after cuts because a foreground command waited.
+    pub preserved_bytes: u64,
+    /// Bytes of adopted chunks.
+    pub adopted_bytes: u64,
     /// Times a foreground command asked for a chunk to be preserved.
     pub parked: u64,
     /// Snapshots completed.
     pub snapshots_complete: u64,
     /// Snapshots failed.
     pub snapshots_failed: u64,
+}
+
+impl Counters {
+    /// What came since `earlier`.
+    pub fn since(self, earlier: &Counters) -> Self {
+        Self {
+            staged_copies: self.staged_copies - earlier.staged_copies,
+            refreshed_copies: self.refreshed_copies - earlier.refreshed_copies,
+            outdated_copies: self.outdated_copies - earlier.outdated_copies,
+            adopted_copies: self.adopted_copies - earlier.adopted_copies,
+            dropped_copies: self.dropped_copies - earlier.dropped_copies,
+            failed_copies: self.failed_copies - earlier.failed_copies,
+            staging_refused: self.staging_refused - earlier.staging_refused,
+            staged_bytes: self.staged_bytes - earlier.staged_bytes,
+            refreshed_bytes: self.refreshed_bytes - earlier.refreshed_bytes,
+            copied_bytes: self.copied_bytes - earlier.copied_bytes,
+            preserved_bytes: self.preserved_bytes - earlier.preserved_bytes,
+            adopted_bytes: self.adopted_bytes - earlier.adopted_bytes,
+            parked: self.parked - earlier.parked,
+            snapshots_complete: self.snapshots_complete - earlier.snapshots_complete,
+            snapshots_failed: self.snapshots_failed - earlier.snapshots_failed,
+        }
+    }
 }
 
 /// A staged chunk as `presnap_get_chunks` shows it.
@@ -166,6 +199,8 @@ pub struct Engine {
     /// Which chunks changed since the newest complete snapshot is not known (unclean stop): full
     /// copies are compared with it.
     compare: bool,
+    /// Every chunk that the gate calls dirty was written since the newest complete snapshot.
+    exact: bool,
     pub(super) staging_off: Option<String>,
     pub(super) staging_error_run: u32,
     store_gone: Option<String>,
@@ -189,6 +224,7 @@ impl Engine {
         now: Micros,
     ) -> Self {
         let combiner = CrcCombiner::new(gate.geometry().block_bytes());
+        let exact = !gate.began_all_dirty();
         let mut engine = Self {
             gate,
             combiner,
@@ -203,6 +239,7 @@ impl Engine {
             held: None,
             sweep: None,
             compare,
+            exact,
             staging_off: None,
             staging_error_run: 0,
             store_gone: None,
@@ -340,7 +377,7 @@ impl Engine {
         match event {
             Event::Create(record) => self.create(now, record),
             Event::CatalogDone { step, result } => self.catalog_done(now, step, result, slots),
-            Event::CopyDone { job, result } => self.copy_done(now, job, result, slots),
+            Event::CopyDone { job, result } => self.copy_done(job, result, slots),
             Event::FlushDone(result) => self.flush_done(now, result, slots),
             Event::Parked(chunk) => self.parked(now, chunk, slots),
             Event::Abort(reason) => self.fail(reason, slots),
@@ -419,6 +456,7 @@ impl Engine {
 
     fn drop_staged(&mut self, chunk: ChunkIndex, slots: &mut dyn SlotSpace) {
         if let Some(staged) = self.staged.remove(&chunk) {
+            self.counters.dropped_copies += 1;
             assert!(self.gate.drop_staged(chunk), "the gate and the engine agree");
             release(staged.content, slots);
         }
@@ -478,19 +516,17 @@ impl Engine {
         Ok(())
     }
 
-    fn copy_done(
-        &mut self,
-        now: Micros,
-        id: JobId,
-        result: Result<Copied, String>,
-        slots: &mut dyn SlotSpace,
-    ) {
+    fn copy_done(&mut self, id: JobId, result: Result<Copied, String>, slots: &mut dyn SlotSpace) {
         let job = self.jobs.remove(&id).expect("each copy ends once");
         let bytes = bytes_of(self.gate.geometry(), job.chunk, job.taken);
-        match job.purpose {
-            Purpose::Stage => self.counters.staged_bytes += bytes,
-            Purpose::Complete | Purpose::Preserve => self.counters.completed_bytes += bytes,
-        }
+        let counters = &mut self.counters;
+        *match job.purpose {
+            Purpose::Stage if job.refreshed.is_some() => &mut counters.refreshed_bytes,
+            Purpose::Stage => &mut counters.staged_bytes,
+            Purpose::Complete => &mut counters.copied_bytes,
+            Purpose::Preserve => &mut counters.preserved_bytes,
+        } += bytes;
+        counters.failed_copies += u64::from(result.is_err());
         let result = match result {
             Ok(Copied::Unchanged) if job.stale => {
                 Err("the snapshot it was compared with was deleted".to_owned())
@@ -498,6 +534,9 @@ impl Engine {
             other => other,
         };
         let end = self.gate.end_copy(job.chunk, result.is_ok(), job.taken);
+        if matches!(end, CopyEnd::Outdated { .. }) && result.is_ok() {
+            self.counters.outdated_copies += 1;
+        }
         let (chunk, purpose) = (job.chunk, job.purpose);
         let (stale, epoch) = (job.stale, job.epoch);
         let of_snapshot = self.snapshot.as_ref().is_some_and(|s| s.owns(job.epoch));
@@ -615,6 +654,7 @@ impl Engine {
     /// A snapshot is complete: from now on what is dirty is known exactly.
     pub(super) fn dirty_set_is_exact(&mut self) {
         self.compare = false;
+        self.exact = true;
     }
 
     /// Slots that the engine holds in memory: staged, being copied to, or of the snapshot under
@@ -642,6 +682,31 @@ impl Engine {
             self.jobs.len()
         );
         assert!(self.snapshot.is_some() || !self.gate.is_cut_active(), "a cut without a snapshot");
+    }
+
+    /// Slots that are nobody's once the engine is dropped without having saved: all it holds but
+    /// those that the device may still name.
+    pub fn droppable_slots(&self) -> Vec<SlotIndex> {
+        let stranded: HashSet<SlotIndex> = self.stranded.iter().copied().collect();
+        let mut held = self.held_slots();
+        held.retain(|slot| !stranded.contains(slot));
+        held
+    }
+
+    /// Slots with a staged copy.
+    pub fn staged_slots_taken(&self) -> u64 {
+        let staged = self.staged.values();
+        staged.filter(|staged| matches!(staged.content, Content::Slot(_))).count() as u64
+    }
+
+    /// Slots that a snapshot would take now, as far as that is known: while all chunks are dirty
+    /// for want of knowledge, only those that are staged are.
+    pub fn slots_needed(&self) -> u64 {
+        if self.exact {
+            self.gate.dirty_count().saturating_sub(self.staged.len() as u64)
+        } else {
+            0
+        }
     }
 
     /// Checks what takes time proportional to the staged copies; for tests and the simulator.

@@ -35,7 +35,9 @@ impl Pacer {
         let gained = (u128::from(rate) * u128::from(elapsed_us) / 1_000_000) as u64;
         if gained > 0 {
             self.tokens_bytes = (self.tokens_bytes.saturating_add(gained)).min(capacity);
-            self.refilled_at = now;
+            // Only the time that whole bytes stand for, or short ticks would lose the rest.
+            let gained_us = (u128::from(gained) * 1_000_000 / u128::from(rate)) as u64;
+            self.refilled_at = Micros(self.refilled_at.0 + gained_us);
         }
         if self.tokens_bytes < bytes {
             return false;

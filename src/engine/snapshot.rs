@@ -428,6 +428,7 @@ impl Engine {
             }
             snapshot.rows.push((chunk, row));
             if how == Purpose::Stage {
+                self.counters.adopted_copies += 1;
                 self.counters.adopted_bytes += chunk_bytes;
             }
             self.effects.push_back(Effect::Row(chunk, row));

@@ -121,7 +121,6 @@ impl Engine {
 
     /// A staging copy ended in an error.
     pub(super) fn staging_failed(&mut self, chunk: ChunkIndex, reason: &str) {
-        self.counters.staging_errors += 1;
         self.staging_error_run += 1;
         if self.staging_error_run >= STAGING_ERRORS_MAX {
             self.staging_off = Some(format!(

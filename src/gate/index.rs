@@ -66,6 +66,11 @@ impl DirtyIndex {
         word.load(Ordering::Acquire) >> (chunk.0 % 64) & 1 == 1
     }
 
+    /// Marked chunks of `epoch`.
+    pub fn count(&self, epoch: Epoch) -> u64 {
+        self.of(epoch).iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
+    }
+
     /// The next `words_max` words of the walk, `(position, word)`, with the zero ones left out.
     pub fn slice<'a>(
         &'a self,

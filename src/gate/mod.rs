@@ -148,6 +148,17 @@ impl Gate {
         &self.geometry
     }
 
+    /// Whether nothing was known of the chunks when the gate was created.
+    pub fn began_all_dirty(&self) -> bool {
+        self.mask != 0
+    }
+
+    /// Chunks dirty in the present epoch, or a few more: bits of the dirty index. Any thread;
+    /// reads 1/8 byte per chunk.
+    pub fn dirty_count(&self) -> u64 {
+        self.index.count(self.epoch())
+    }
+
     /// The epoch that commands enter now. Any thread.
     pub fn epoch(&self) -> Epoch {
         self.clock.now().epoch

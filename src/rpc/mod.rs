@@ -9,6 +9,8 @@
 //! Nothing here touches SPDK or does I/O, and nothing depends on a thread.
 
 pub mod doc;
+#[cfg(feature = "spdk")]
+pub mod handlers;
 pub mod objects;
 pub mod schema;
 pub mod table;

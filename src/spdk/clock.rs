@@ -23,3 +23,8 @@ pub fn ticks_to_duration(ticks: u64) -> Duration {
     let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(ticks_hz().max(1));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
+
+/// The length of a number of ticks in microseconds.
+pub fn ticks_to_us(ticks: u64) -> u64 {
+    (u128::from(ticks) * 1_000_000 / u128::from(ticks_hz().max(1))) as u64
+}

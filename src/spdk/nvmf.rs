@@ -68,6 +68,17 @@ pub struct SubsystemSpec {
     pub listen: Vec<Address>,
 }
 
+/// A subsystem that is there.
+#[derive(Clone, Debug)]
+pub struct Subsystem {
+    /// Its name.
+    pub nqn: String,
+    /// Who may connect.
+    pub hosts: Hosts,
+    /// Where it listens.
+    pub listen: Vec<Address>,
+}
+
 fn check_thread() {
     assert!(Thread::app().is_current(), "NVMe-oF is managed on the app thread");
 }
@@ -294,6 +305,53 @@ pub fn namespaces(nqn: &str) -> Result<Vec<(u32, String)>, Errno> {
         };
         found.push((nsid, name.to_string_lossy().into_owned()));
         nsid += 1;
+    }
+}
+
+/// All subsystems of the target, discovery left out.
+pub fn subsystems() -> Vec<Subsystem> {
+    check_thread();
+    let text = |raw: *const std::ffi::c_char| {
+        if raw.is_null() {
+            return String::new();
+        }
+        // SAFETY: SPDK gives C strings that live as long as the subsystem, which nothing changes
+        // during this function.
+        unsafe { CStr::from_ptr(raw) }.to_string_lossy().into_owned()
+    };
+    let mut found = Vec::new();
+    let mut raw = ptr::null_mut();
+    loop {
+        // SAFETY: on the app thread; `raw` is null or was given by the call before.
+        raw = unsafe { sys::psc_nvmf_subsystem_next(raw) };
+        if raw.is_null() {
+            return found;
+        }
+        // SAFETY: a subsystem given just now, on the app thread; here and below.
+        let (nqn, any) = unsafe {
+            (text(sys::psc_nvmf_subsystem_nqn(raw)), sys::psc_nvmf_subsystem_any_host(raw))
+        };
+        let mut hosts = Vec::new();
+        let mut host = ptr::null();
+        // SAFETY: as above; the pointer is written before it is read.
+        while unsafe { sys::psc_nvmf_subsystem_host(raw, hosts.len() as u32, &raw mut host) } {
+            hosts.push(text(host));
+        }
+        let mut listen = Vec::new();
+        let mut address = sys::psc_nvmf_addr::default();
+        // SAFETY: as above.
+        while unsafe {
+            sys::psc_nvmf_subsystem_listener(raw, listen.len() as u32, &raw mut address)
+        } {
+            listen.push(Address {
+                trtype: text(address.trtype),
+                adrfam: text(address.adrfam),
+                traddr: text(address.traddr),
+                trsvcid: text(address.trsvcid),
+            });
+        }
+        let hosts = if any { Hosts::Any } else { Hosts::Only(hosts) };
+        found.push(Subsystem { nqn, hosts, listen });
     }
 }
 

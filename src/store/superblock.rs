@@ -156,6 +156,9 @@ pub enum CopyId {
     B,
 }
 
+/// Both copies.
+pub const COPIES: [CopyId; 2] = [CopyId::A, CopyId::B];
+
 impl CopyId {
     /// Byte offset on the device.
     pub fn offset(self) -> u64 {

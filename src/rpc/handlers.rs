@@ -1,0 +1,519 @@
+//! The methods of [`super::table`], served: parameters in, operations of `volume`, objects out.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::objects::{
+    Address, BlockMapHex, ByteCounts, CatalogUse, Chunk, ChunkPage, CommandCounts, CopyStats,
+    Export, Latency, ParkedStats, Policy, RecordStats, SlotCounts, Snapshot, SnapshotStats,
+    StagingStats, Stats, Store, StoreState, StoreVolume, Volume as VolumeObject, VolumeChunks,
+    VolumeState, VolumeStats, rfc3339,
+};
+use super::params::{self, PolicyName, Wait};
+use super::{Errno, METHODS, Params, RpcError, decode, default_nqn};
+use crate::engine::events::Micros;
+use crate::engine::records::{SnapshotRecord, SnapshotState};
+use crate::engine::{Content, Engine};
+use crate::gate::ChunkIndex;
+use crate::spdk;
+use crate::spdk::nvmf;
+use crate::volume::access::CommandKind;
+use crate::volume::control;
+use crate::volume::export::{self, ExportRequest, Exported};
+use crate::volume::failure::{Failure, Sort};
+use crate::volume::snapshots::bdev_name;
+use crate::volume::stats::unix_ms;
+use crate::volume::store_host::{self, KnownVolume, StoreHost};
+use crate::volume::volume::{self, Tuning, Volume, VolumeOptions, WaitFor};
+use crate::volume::world::{Describe, set_describe, world};
+
+impl From<Failure> for RpcError {
+    fn from(failure: Failure) -> Self {
+        let errno = match failure.sort {
+            Sort::Refused => Errno::Perm,
+            Sort::NotFound => Errno::NoEnt,
+            Sort::Io => Errno::Io,
+            Sort::NoMemory => Errno::NoMem,
+            Sort::Busy => Errno::Busy,
+            Sort::Exists => Errno::Exist,
+            Sort::NoDevice => Errno::NoDev,
+            Sort::Invalid => Errno::Inval,
+            Sort::NoSpace => Errno::NoSpc,
+            Sort::Damaged => Errno::BadMsg,
+            Sort::NotSupported => Errno::NotSup,
+            Sort::TimedOut => Errno::TimedOut,
+            Sort::Stale => Errno::Stale,
+        };
+        Self::new(errno, failure.message)
+    }
+}
+
+fn value<T: Serialize>(object: &T) -> Value {
+    serde_json::to_value(object).unwrap_or_default()
+}
+
+/// Registers every method with SPDK, before the app is run.
+pub fn register_all() {
+    set_describe(Describe {
+        volume_call: volume_create_call,
+        volume: |volume| value(&volume_object(volume)),
+        snapshot: |store, known, record| value(&snapshot_object(store, known, record)),
+    });
+    for method in METHODS {
+        let name = method.name;
+        spdk::rpc::register(name, move |params| async move {
+            serve(name, &params)
+                .await
+                .map_err(|error| spdk::RpcError { code: error.code, message: error.message })
+        });
+    }
+}
+
+fn reply<T: Serialize>(object: &T) -> Result<Value, RpcError> {
+    serde_json::to_value(object)
+        .map_err(|error| RpcError::new(Errno::Io, format!("the answer cannot be written: {error}")))
+}
+
+async fn serve(method: &str, params: &Value) -> Result<Value, RpcError> {
+    match decode(method, params)? {
+        Params::StoreCreate(p) => {
+            let made = control::create_store(&p.name, &p.bdev, p.slot_size_kib, p.force).await?;
+            reply(&store_object(&made, StoreState::Loaded).await)
+        }
+        Params::StoreLoad(p) => {
+            let store = control::load_store(p.name.as_deref(), p.bdev.as_deref()).await?;
+            reply(&[store_object(&store, StoreState::Loaded).await])
+        }
+        Params::StoreUnload(p) => {
+            let store = store_host::find(&world(), p.name.as_deref(), p.bdev.as_deref())?;
+            let object = store_object(&store, StoreState::Unloaded).await;
+            control::unload_store(&store).await?;
+            reply(&[object])
+        }
+        Params::StoreDelete(p) => {
+            let store = store_host::find(&world(), p.name.as_deref(), p.bdev.as_deref())?;
+            let object = store_object(&store, StoreState::Deleted).await;
+            control::delete_store(&store).await?;
+            reply(&[object])
+        }
+        Params::GetStores(p) => reply(&get_stores(&p).await?),
+        Params::VolumeCreate(p) => {
+            let name = p.name.clone();
+            control::create_volume(options(&p)).await?;
+            reply(&name)
+        }
+        Params::VolumeDelete(p) => {
+            control::delete_volume(&p.name).await?;
+            reply(&true)
+        }
+        Params::SnapshotCreate(p) => reply(&create_snapshot(&p).await?),
+        Params::GetSnapshots(p) => reply(&get_snapshots(&p)?),
+        Params::SnapshotDelete(p) => {
+            control::delete_snapshot(&p.volume, &p.name).await?;
+            reply(&true)
+        }
+        Params::SnapshotExport(p) => reply(&export_snapshot(p).await?),
+        Params::SnapshotUnexport(p) => {
+            find_snapshot(&p.volume, &p.name)?;
+            export::remove(&bdev_name(&p.volume, &p.name)).await?;
+            reply(&true)
+        }
+        Params::GetStats(p) => reply(&get_stats(&p)?),
+        Params::GetChunks(p) => reply(&get_chunks(&p)?),
+        Params::SetPolicy(p) => reply(&set_policy(&p)?),
+    }
+}
+
+// ---- stores -------------------------------------------------------------------------------------
+
+async fn get_stores(p: &params::GetStores) -> Result<Vec<Store>, RpcError> {
+    let stores: Vec<Rc<StoreHost>> = if p.name.is_some() || p.bdev.is_some() {
+        vec![store_host::find(&world(), p.name.as_deref(), p.bdev.as_deref())?]
+    } else {
+        world().stores.borrow().values().cloned().collect()
+    };
+    let mut objects = Vec::with_capacity(stores.len());
+    for store in stores {
+        let state =
+            if store.gone.borrow().is_some() { StoreState::Failed } else { StoreState::Loaded };
+        objects.push(store_object(&store, state).await);
+    }
+    Ok(objects)
+}
+
+async fn store_object(store: &StoreHost, state: StoreState) -> Store {
+    let usage = store.usage().await;
+    let mut volumes = Vec::new();
+    let mut staged = 0;
+    for known in store.all_known() {
+        let record = known.record.borrow();
+        let attached = world().attached(store, record.id);
+        if let Some(volume) = &attached {
+            staged += volume.with_engine(Engine::staged_slots_taken);
+        }
+        volumes.push(StoreVolume {
+            name: record.name.clone(),
+            uuid: record.uuid,
+            attached: attached.is_some(),
+            snapshots: known.chain.borrow().len() as u64,
+        });
+    }
+    let slots = store.slots.borrow();
+    let taken = u64::from(slots.taken_count());
+    Store {
+        name: store.name.clone(),
+        uuid: store.superblock.uuid,
+        bdev: store.bdev.clone(),
+        slot_size_kib: store.superblock.slot_bytes / 1024,
+        slots: SlotCounts {
+            total: u64::from(slots.slot_count()),
+            free: u64::from(slots.free_count()),
+            staged,
+            owned: taken.saturating_sub(staged),
+        },
+        catalog: CatalogUse {
+            bytes: store.superblock.catalog_bytes,
+            used: usage.map_or(0, |usage| usage.used_bytes),
+        },
+        volumes,
+        state,
+        reason: store.gone.borrow().clone(),
+    }
+}
+
+// ---- volumes ------------------------------------------------------------------------------------
+
+fn options(p: &params::VolumeCreate) -> VolumeOptions {
+    VolumeOptions {
+        name: p.name.clone(),
+        base_bdev: p.base_bdev.clone(),
+        store: p.store.clone(),
+        chunk_size_kib: p.chunk_size_kib,
+        tuning: Tuning {
+            idle: p.policy == PolicyName::Idle,
+            idle_ms: p.idle_ms,
+            staging_limit_percent: p.staging_limit_percent,
+            snapshot_target_ms: p.snapshot_target_ms,
+            copy_mbytes_per_sec: p.copy_mbytes_per_sec,
+        },
+    }
+}
+
+/// The call that creates a volume with these options.
+fn volume_create_call(options: &VolumeOptions) -> (&'static str, Value) {
+    let tuning = options.tuning;
+    let params = Params::VolumeCreate(params::VolumeCreate {
+        name: options.name.clone(),
+        base_bdev: options.base_bdev.clone(),
+        store: options.store.clone(),
+        chunk_size_kib: options.chunk_size_kib,
+        policy: if tuning.idle { PolicyName::Idle } else { PolicyName::Off },
+        idle_ms: tuning.idle_ms,
+        staging_limit_percent: tuning.staging_limit_percent,
+        snapshot_target_ms: tuning.snapshot_target_ms,
+        copy_mbytes_per_sec: tuning.copy_mbytes_per_sec,
+    });
+    (params.method(), params.to_json())
+}
+
+fn policy_object(tuning: Tuning) -> Policy {
+    Policy {
+        policy: if tuning.idle { PolicyName::Idle } else { PolicyName::Off },
+        idle_ms: tuning.idle_ms,
+        staging_limit_percent: tuning.staging_limit_percent,
+        snapshot_target_ms: tuning.snapshot_target_ms,
+        copy_mbytes_per_sec: tuning.copy_mbytes_per_sec,
+    }
+}
+
+/// A volume as users see it.
+fn volume_object(volume: &Volume) -> VolumeObject {
+    let options = volume.options();
+    let known = volume.known();
+    let geometry = *volume.device.gate.geometry();
+    let gone = volume.store.gone.borrow().is_some();
+    volume.with_engine(|engine| VolumeObject {
+        name: options.name,
+        uuid: known.record.borrow().uuid,
+        base_bdev: options.base_bdev,
+        store: options.store,
+        state: if gone { VolumeState::NoStore } else { VolumeState::Online },
+        bytes: geometry.volume_lbas() * u64::from(geometry.lba_bytes()),
+        block_size: geometry.lba_bytes(),
+        chunk_size_kib: geometry.chunk_bytes() / 1024,
+        chunks: VolumeChunks {
+            total: u64::from(geometry.chunk_count()),
+            dirty: engine.gate().dirty_count(),
+            staged: engine.staged_len() as u64,
+        },
+        operation_number: engine.gate().next_operation().0.saturating_sub(1),
+        snapshots: known.chain.borrow().len() as u64,
+        policy: policy_object(options.tuning),
+    })
+}
+
+fn attached(name: &str) -> Result<Rc<Volume>, RpcError> {
+    Ok(world().volume(name).ok_or_else(|| Failure::no_volume(name))?)
+}
+
+fn set_policy(p: &params::SetPolicy) -> Result<Policy, RpcError> {
+    let volume = attached(&p.volume)?;
+    let mut tuning = volume.options().tuning;
+    if let Some(policy) = p.policy {
+        tuning.idle = policy == PolicyName::Idle;
+    }
+    tuning.idle_ms = p.idle_ms.unwrap_or(tuning.idle_ms);
+    tuning.staging_limit_percent = p.staging_limit_percent.unwrap_or(tuning.staging_limit_percent);
+    tuning.snapshot_target_ms = p.snapshot_target_ms.unwrap_or(tuning.snapshot_target_ms);
+    tuning.copy_mbytes_per_sec = p.copy_mbytes_per_sec.unwrap_or(tuning.copy_mbytes_per_sec);
+    if tuning != volume.options().tuning {
+        volume.tune(tuning);
+    }
+    Ok(policy_object(tuning))
+}
+
+fn get_chunks(p: &params::GetChunks) -> Result<ChunkPage, RpcError> {
+    let volume = attached(&p.volume)?;
+    let geometry = *volume.device.gate.geometry();
+    let total = u64::from(geometry.chunk_count());
+    let at = volume::now();
+    let chunk_object = |engine: &Engine, chunk: ChunkIndex| {
+        let view = engine.gate().view(chunk);
+        let staged = engine.staged_chunk(chunk);
+        Chunk {
+            chunk_id: u64::from(chunk.0),
+            operation_number: staged.map(|staged| staged.operation_number.0),
+            staging_location: staged.and_then(|staged| match staged.content {
+                Content::Slot(slot) => Some(u64::from(slot.0)),
+                Content::Zero | Content::Unchanged => None,
+            }),
+            valid: staged.is_some() && view.valid(),
+            dirty: view.dirty,
+            block_map: BlockMapHex(staged.map_or(0, |staged| staged.block_map.0)),
+            last_write_age_ms: engine.last_write(chunk).map(|last| age_ms(at, last)),
+        }
+    };
+    let (chunks, next) = volume.with_engine(|engine| {
+        if p.staged_only {
+            let mut staged: Vec<ChunkIndex> = engine
+                .staged_chunks()
+                .map(|staged| staged.chunk)
+                .filter(|chunk| u64::from(chunk.0) >= p.start)
+                .collect();
+            staged.sort_unstable();
+            let next = staged.get(p.count as usize).map(|chunk| u64::from(chunk.0));
+            staged.truncate(p.count as usize);
+            let chunks = staged.into_iter().map(|chunk| chunk_object(engine, chunk)).collect();
+            (chunks, next)
+        } else {
+            let end = total.min(p.start.saturating_add(u64::from(p.count)));
+            let chunks = (p.start..end)
+                .map(|chunk| chunk_object(engine, ChunkIndex(chunk as u32)))
+                .collect();
+            (chunks, (end < total).then_some(end))
+        }
+    });
+    Ok(ChunkPage {
+        volume: p.volume.clone(),
+        chunk_size_kib: geometry.chunk_bytes() / 1024,
+        total,
+        next,
+        chunks,
+    })
+}
+
+fn age_ms(now: Micros, then: Micros) -> u64 {
+    now.since(then) / 1000
+}
+
+// ---- statistics ---------------------------------------------------------------------------------
+
+fn get_stats(p: &params::GetStats) -> Result<Stats, RpcError> {
+    let volumes: Vec<Rc<Volume>> = match &p.volume {
+        Some(name) => vec![attached(name)?],
+        None => world().volumes.borrow().values().cloned().collect(),
+    };
+    let stats = Stats { volumes: volumes.iter().map(|volume| volume_stats(volume)).collect() };
+    if p.reset {
+        for volume in &volumes {
+            volume.reset_counters();
+        }
+    }
+    Ok(stats)
+}
+
+fn latency(histogram: &hdrhistogram::Histogram<u64>) -> Latency {
+    // An empty histogram answers 0 to everything.
+    Latency {
+        count: histogram.len(),
+        mean_us: histogram.mean() as u64,
+        p50_us: histogram.value_at_quantile(0.5),
+        p90_us: histogram.value_at_quantile(0.9),
+        p99_us: histogram.value_at_quantile(0.99),
+        p999_us: histogram.value_at_quantile(0.999),
+        max_us: histogram.max(),
+    }
+}
+
+fn volume_stats(volume: &Volume) -> VolumeStats {
+    let counters = volume.counters.borrow();
+    let commands = volume.commands();
+    let engine = volume.engine_counters();
+    let count = |kind: CommandKind| commands.commands[kind as usize];
+    let bytes = |kind: CommandKind| {
+        commands.blocks[kind as usize] * u64::from(volume.device.gate.geometry().lba_bytes())
+    };
+    let (slots, valid) = volume.with_engine(|engine| {
+        let valid = engine
+            .staged_chunks()
+            .filter(|staged| engine.gate().view(staged.chunk).valid())
+            .filter(|staged| matches!(staged.content, Content::Slot(_)))
+            .count();
+        (engine.staged_slots_taken(), valid as u64)
+    });
+    VolumeStats {
+        volume: volume.name(),
+        since: rfc3339(counters.since_unix_ms),
+        interval_ms: unix_ms().saturating_sub(counters.since_unix_ms),
+        commands: CommandCounts {
+            read: count(CommandKind::Read),
+            write: count(CommandKind::Write),
+            write_zeroes: count(CommandKind::WriteZeroes),
+            unmap: count(CommandKind::Unmap),
+            flush: count(CommandKind::Flush),
+            reset: count(CommandKind::Reset),
+            compare: count(CommandKind::Compare),
+            other: count(CommandKind::Other),
+            failed: commands.failed,
+        },
+        bytes: ByteCounts {
+            read: bytes(CommandKind::Read),
+            written: bytes(CommandKind::Write) + bytes(CommandKind::WriteZeroes),
+            unmapped: bytes(CommandKind::Unmap),
+        },
+        parked: ParkedStats {
+            commands: counters.waits.len(),
+            waiting: volume.parked_now(),
+            wait: latency(&counters.waits),
+        },
+        preserve: latency(&counters.preserves),
+        copy: CopyStats {
+            staged_bytes: engine.staged_bytes,
+            refreshed_bytes: engine.refreshed_bytes,
+            copied_bytes: engine.copied_bytes,
+            preserved_bytes: engine.preserved_bytes,
+            failed: engine.failed_copies,
+        },
+        staging: StagingStats {
+            staged: engine.staged_copies,
+            refreshed: engine.refreshed_copies,
+            outdated: engine.outdated_copies,
+            adopted: engine.adopted_copies,
+            dropped: engine.dropped_copies,
+            slots,
+            valid,
+        },
+        snapshots: SnapshotStats {
+            created: counters.cuts,
+            completed: engine.snapshots_complete,
+            failed: engine.snapshots_failed,
+            deleted: counters.deleted,
+        },
+        records: RecordStats { recorded: counters.records, overflowed: counters.records_lost },
+        policy: policy_object(volume.options().tuning),
+    }
+}
+
+// ---- snapshots ----------------------------------------------------------------------------------
+
+fn export_object(exported: Exported) -> Export {
+    let (trtype, traddr, trsvcid) = exported
+        .address
+        .map(|address| (address.trtype, address.traddr, address.trsvcid))
+        .unwrap_or_default();
+    Export {
+        nqn: exported.nqn,
+        nsid: exported.nsid,
+        address: Address { trtype, traddr, trsvcid },
+        hosts: exported.hosts,
+    }
+}
+
+/// A snapshot as users see it.
+fn snapshot_object(store: &StoreHost, known: &KnownVolume, record: &SnapshotRecord) -> Snapshot {
+    let volume = known.name();
+    let mut record = record.clone();
+    if record.state == SnapshotState::Completing
+        && let Some(attached) = world().attached(store, record.volume)
+        && let Some(so_far) = attached.snapshot_so_far()
+        && so_far.seq == record.seq
+    {
+        record = so_far;
+    }
+    let exported = export::find(&bdev_name(&volume, &record.name)).map(export_object);
+    let age = unix_ms().saturating_sub(record.created_at_unix_ms);
+    Snapshot::from_record(&record, &volume, exported, age)
+}
+
+async fn create_snapshot(p: &params::SnapshotCreate) -> Result<Snapshot, RpcError> {
+    let wait = match p.wait {
+        Wait::Consistent => WaitFor::Consistent,
+        Wait::Complete => WaitFor::Complete,
+    };
+    let timeout = (p.timeout_ms != 0).then(|| Duration::from_millis(p.timeout_ms));
+    let (store, known, record) =
+        control::create_snapshot(&p.volume, &p.name, p.uuid, wait, timeout).await?;
+    Ok(snapshot_object(&store, &known, &record))
+}
+
+fn get_snapshots(p: &params::GetSnapshots) -> Result<Vec<Snapshot>, RpcError> {
+    let known: Vec<(Rc<StoreHost>, Rc<KnownVolume>)> = match &p.volume {
+        Some(volume) => vec![world().known_volume(volume)?],
+        None => world()
+            .stores
+            .borrow()
+            .values()
+            .flat_map(|store| store.all_known().into_iter().map(|known| (Rc::clone(store), known)))
+            .collect(),
+    };
+    let mut objects = Vec::new();
+    for (store, known) in known {
+        let records: Vec<SnapshotRecord> = known.chain.borrow().records().cloned().collect();
+        for record in records.iter().filter(|r| p.name.as_ref().is_none_or(|name| *name == r.name))
+        {
+            objects.push(snapshot_object(&store, &known, record));
+        }
+    }
+    Ok(objects)
+}
+
+fn find_snapshot(volume: &str, name: &str) -> Result<(Rc<KnownVolume>, SnapshotRecord), RpcError> {
+    let (_, known) = world().known_volume(volume)?;
+    let record = known
+        .chain
+        .borrow()
+        .by_name(name)
+        .cloned()
+        .map_err(|error| Failure::of_chain(volume, &error))?;
+    Ok((known, record))
+}
+
+async fn export_snapshot(p: params::SnapshotExport) -> Result<Export, RpcError> {
+    let (known, record) = find_snapshot(&p.volume, &p.name)?;
+    let nqn = p.nqn.unwrap_or_else(|| default_nqn(&p.volume, &p.name, record.uuid));
+    let adrfam = if p.traddr.contains(':') { "IPv6" } else { "IPv4" };
+    let request = ExportRequest {
+        nqn,
+        address: nvmf::Address {
+            trtype: p.trtype,
+            adrfam: adrfam.to_owned(),
+            traddr: p.traddr,
+            trsvcid: p.trsvcid,
+        },
+        hosts: p.hosts,
+    };
+    Ok(export_object(export::create(&known, &record, request).await?))
+}

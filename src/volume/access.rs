@@ -1,0 +1,207 @@
+//! Access records: what the monitor learns of each command, at the price of one queue push.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::spdk::clock;
+
+/// Records per channel. At 500,000 commands a second and a drain every millisecond a tenth of
+/// this is used; the rest is for a late drain. 4096 records of 24 bytes are 96 KiB a channel.
+pub const RING_RECORDS: usize = 4096;
+
+/// What a command did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessKind {
+    /// Read.
+    Read,
+    /// Write, write zeroes, unmap, copy or compare-and-write.
+    Modify,
+}
+
+/// One command.
+#[derive(Clone, Copy, Debug)]
+pub struct AccessRecord {
+    /// First block.
+    pub lba: u64,
+    /// Blocks; longer commands are recorded as `u32::MAX`.
+    pub blocks: u32,
+    /// What it did.
+    pub kind: AccessKind,
+    /// When it entered, in ticks of [`clock`].
+    pub ticks: u64,
+}
+
+/// Kinds of commands that are counted apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum CommandKind {
+    /// Read.
+    Read,
+    /// Write.
+    Write,
+    /// Write zeroes.
+    WriteZeroes,
+    /// Unmap.
+    Unmap,
+    /// Flush.
+    Flush,
+    /// Reset.
+    Reset,
+    /// Compare and compare-and-write.
+    Compare,
+    /// Any other.
+    Other,
+}
+
+const COMMAND_KINDS: usize = 8;
+
+/// Commands of a volume or of one of its channels.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Commands {
+    /// By [`CommandKind`].
+    pub commands: [u64; COMMAND_KINDS],
+    /// Blocks by [`CommandKind`].
+    pub blocks: [u64; COMMAND_KINDS],
+    /// Commands of any kind that ended with an error.
+    pub failed: u64,
+}
+
+impl Commands {
+    fn each(&mut self, other: &Commands, apply: fn(u64, u64) -> u64) {
+        for (to, from) in self.commands.iter_mut().zip(other.commands) {
+            *to = apply(*to, from);
+        }
+        for (to, from) in self.blocks.iter_mut().zip(other.blocks) {
+            *to = apply(*to, from);
+        }
+        self.failed = apply(self.failed, other.failed);
+    }
+
+    /// What came since `earlier`.
+    pub fn since(mut self, earlier: &Commands) -> Self {
+        self.each(earlier, u64::saturating_sub);
+        self
+    }
+}
+
+/// The ring of one channel: filled by its thread, drained by the app thread.
+pub struct AccessRing {
+    records: ArrayQueue<AccessRecord>,
+    lost: AtomicU64,
+    commands: [AtomicU64; COMMAND_KINDS],
+    blocks: [AtomicU64; COMMAND_KINDS],
+    failed: AtomicU64,
+}
+
+/// Adds to a counter that only this thread writes: no bus lock needed.
+#[inline]
+fn add(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+}
+
+impl AccessRing {
+    fn new() -> Self {
+        Self {
+            records: ArrayQueue::new(RING_RECORDS),
+            lost: AtomicU64::new(0),
+            commands: Default::default(),
+            blocks: Default::default(),
+            failed: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a command. On the channel's thread.
+    #[inline]
+    pub fn count(&self, kind: CommandKind, blocks: u64) {
+        add(&self.commands[kind as usize], 1);
+        add(&self.blocks[kind as usize], blocks);
+    }
+
+    /// Counts a command that failed. On the channel's thread.
+    #[inline]
+    pub fn count_failure(&self) {
+        add(&self.failed, 1);
+    }
+
+    fn commands(&self) -> Commands {
+        let mut sum =
+            Commands { failed: self.failed.load(Ordering::Relaxed), ..Commands::default() };
+        for (to, from) in sum.commands.iter_mut().zip(&self.commands) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        for (to, from) in sum.blocks.iter_mut().zip(&self.blocks) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        sum
+    }
+}
+
+/// All rings of a volume.
+#[derive(Default)]
+pub struct AccessRings {
+    rings: Mutex<Vec<Arc<AccessRing>>>,
+    /// Commands of channels that are closed.
+    closed: Mutex<Commands>,
+    recording: AtomicBool,
+}
+
+impl AccessRings {
+    /// Switches recording on or off; rings are not even looked at while it is off.
+    pub fn set_recording(&self, on: bool) {
+        self.recording.store(on, Ordering::Relaxed);
+    }
+
+    /// A ring for a new channel.
+    pub fn add(&self) -> Arc<AccessRing> {
+        let ring = Arc::new(AccessRing::new());
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&ring));
+        ring
+    }
+
+    /// Notes a command. Never waits: when the ring is full, the record is lost and counted.
+    #[inline]
+    pub fn record(&self, ring: &AccessRing, lba: u64, blocks: u64, kind: AccessKind) {
+        if !self.recording.load(Ordering::Relaxed) {
+            return;
+        }
+        let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+        let record = AccessRecord { lba, blocks, kind, ticks: clock::now_ticks() };
+        if ring.records.push(record).is_err() {
+            ring.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes what the rings hold and says how many records were lost since the last time. Rings
+    /// of closed channels go once they are empty.
+    pub fn drain(&self, mut take: impl FnMut(AccessRecord)) -> u64 {
+        let mut lost = 0;
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner).retain(|ring| {
+            // What is in it now, not what is added meanwhile: a drain ends.
+            for _ in 0..ring.records.len() {
+                if let Some(record) = ring.records.pop() {
+                    take(record);
+                }
+            }
+            lost += ring.lost.swap(0, Ordering::Relaxed);
+            let open = Arc::strong_count(ring) > 1 || !ring.records.is_empty();
+            if !open {
+                let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+                closed.each(&ring.commands(), u64::wrapping_add);
+            }
+            open
+        });
+        lost
+    }
+
+    /// Commands of all channels, open and closed.
+    pub fn commands(&self) -> Commands {
+        let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sum = *self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        for ring in rings.iter() {
+            sum.each(&ring.commands(), u64::wrapping_add);
+        }
+        sum
+    }
+}

@@ -1,0 +1,158 @@
+//! Snapshots as read-only NVMe-oF namespaces, one subsystem each.
+//!
+//! What is exported is asked of SPDK's NVMe-oF target, not remembered: `save_config` saves its
+//! subsystems, and other RPCs may change them.
+
+use super::failure::{Failure, Sort};
+use super::store_host::KnownVolume;
+use crate::engine::records::{SnapshotRecord, SnapshotState};
+use crate::spdk::error::Errno;
+use crate::spdk::nvmf::{self, Address, Hosts, Namespace, SubsystemSpec};
+
+/// A snapshot's place in the NVMe-oF target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// The subsystem.
+    pub nqn: String,
+    /// The namespace in it.
+    pub nsid: u32,
+    /// Where the subsystem listens first, if anywhere.
+    pub address: Option<Address>,
+    /// Who may connect; `None` for anyone.
+    pub hosts: Option<Vec<String>>,
+}
+
+/// What an export is to be like.
+#[derive(Clone, Debug)]
+pub struct ExportRequest {
+    /// Name of the subsystem.
+    pub nqn: String,
+    /// Where to listen.
+    pub address: Address,
+    /// Who may connect; `None` for anyone.
+    pub hosts: Option<Vec<String>>,
+}
+
+/// Where a bdev is exported, if it is.
+pub fn find(bdev: &str) -> Option<Exported> {
+    nvmf::subsystems().into_iter().find_map(|subsystem| {
+        let namespaces = nvmf::namespaces(&subsystem.nqn).ok()?;
+        let (nsid, _) = namespaces.into_iter().find(|(_, name)| name == bdev)?;
+        Some(Exported {
+            nqn: subsystem.nqn,
+            nsid,
+            address: subsystem.listen.into_iter().next(),
+            hosts: match subsystem.hosts {
+                Hosts::Any => None,
+                Hosts::Only(hosts) => Some(hosts),
+            },
+        })
+    })
+}
+
+/// Exports a snapshot.
+///
+/// # Errors
+/// See `presnap_snapshot_export` in docs/rpc.md.
+pub async fn create(
+    known: &KnownVolume,
+    record: &SnapshotRecord,
+    request: ExportRequest,
+) -> Result<Exported, Failure> {
+    let bdev = super::snapshots::bdev_name(&known.name(), &record.name);
+    if record.state == SnapshotState::Failed {
+        let reason = record.reason.as_deref().unwrap_or("unknown");
+        return Err(Failure::new(
+            Sort::Invalid,
+            format!("snapshot '{bdev}' failed ({reason}); delete it and take another"),
+        ));
+    }
+    if !known.hosts.borrow().contains_key(&record.seq) {
+        return Err(Failure::new(
+            Sort::Busy,
+            format!("snapshot '{bdev}' is not readable yet; wait until it is consistent"),
+        ));
+    }
+    if let Some(exported) = find(&bdev) {
+        if exported.nqn == request.nqn {
+            return Ok(exported);
+        }
+        return Err(Failure::new(
+            Sort::Exists,
+            format!(
+                "snapshot '{bdev}' is exported in '{}' already; unexport it first",
+                exported.nqn
+            ),
+        ));
+    }
+    if nvmf::exists(&request.nqn) {
+        return Err(Failure::new(
+            Sort::Exists,
+            format!("subsystem '{}' exists; choose another nqn for '{bdev}'", request.nqn),
+        ));
+    }
+    let uuid = record.uuid.into_bytes();
+    let spec = SubsystemSpec {
+        nqn: request.nqn.clone(),
+        serial: format!("PS{}", &record.uuid.simple().to_string()[..16]),
+        model: "presnap snapshot".to_owned(),
+        max_namespaces: 1,
+        hosts: match &request.hosts {
+            None => Hosts::Any,
+            Some(hosts) => Hosts::Only(hosts.clone()),
+        },
+        listen: vec![request.address.clone()],
+        namespaces: vec![Namespace {
+            bdev: bdev.clone(),
+            nsid: 1,
+            nguid: uuid,
+            eui64: [0; 8],
+            uuid,
+        }],
+    };
+    nvmf::create(&spec).await.map_err(|error| refused(&bdev, &request, error))?;
+    find(&bdev).ok_or_else(|| {
+        Failure::new(Sort::Io, format!("snapshot '{bdev}' is not in its subsystem; see the log"))
+    })
+}
+
+fn refused(bdev: &str, request: &ExportRequest, error: Errno) -> Failure {
+    let Address { trtype, traddr, trsvcid, .. } = &request.address;
+    let sort = match error {
+        Errno::INVAL => Sort::Invalid,
+        Errno::EXIST => Sort::Exists,
+        Errno::NODEV => Sort::NoDevice,
+        _ => Sort::Io,
+    };
+    Failure::new(
+        sort,
+        format!(
+            "snapshot '{bdev}' cannot be exported in '{}' at {trtype} {traddr} port {trsvcid}: \
+             {error}; check the address, the NQN, and that SPDK has the transport",
+            request.nqn
+        ),
+    )
+}
+
+/// Ends the export of a snapshot.
+///
+/// # Errors
+/// See `presnap_snapshot_unexport` in docs/rpc.md.
+pub async fn remove(bdev: &str) -> Result<(), Failure> {
+    let exported = find(bdev).ok_or_else(|| {
+        Failure::new(Sort::NotFound, format!("snapshot '{bdev}' is not exported; nothing to end"))
+    })?;
+    let namespaces = nvmf::namespaces(&exported.nqn).unwrap_or_default();
+    let result = if namespaces.len() == 1 {
+        nvmf::destroy(&exported.nqn).await
+    } else {
+        // Somebody put other namespaces beside it.
+        nvmf::remove_ns(&exported.nqn, exported.nsid).await
+    };
+    result.map_err(|error| {
+        Failure::new(
+            Sort::Io,
+            format!("export '{}' of '{bdev}' does not end: {error}", exported.nqn),
+        )
+    })
+}

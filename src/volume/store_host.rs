@@ -1,0 +1,519 @@
+//! An open store: its device, its catalog's thread, its slots, and the volumes it knows.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::copier::{BufferPool, SlotLayout};
+use super::failure::{Failure, Sort};
+use super::snapshots::{self, SnapshotHost};
+use super::store_device::StoreDevice;
+use super::world::{World, world};
+use crate::engine::Chain;
+use crate::engine::records::{
+    CatalogReply, CatalogRequest, SlotIndex, SnapshotSeq, VolumeId, VolumeRecord,
+};
+use crate::spdk::bdev::{self, BdevEvent, BdevInfo, Desc, IoChannel, IoType};
+use crate::spdk::dma::DmaBuf;
+use crate::spdk::executor::{self, oneshot};
+use crate::spdk::thread::spawn_os_thread;
+use crate::store::{
+    self, Catalog, CatalogHandle, CatalogThread, CatalogUsage, FormatOptions, LoadedStore,
+    SharedDevice, SlotAllocator, SlotMap, Superblock,
+};
+
+/// How long to wait before a full catalog queue is tried again.
+const QUEUE_RETRY: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// A volume that a store knows, attached or not.
+pub struct KnownVolume {
+    /// Its record in the catalog.
+    pub record: RefCell<VolumeRecord>,
+    /// Its snapshots.
+    pub chain: RefCell<Chain>,
+    /// Where each complete snapshot has each chunk.
+    pub views: RefCell<BTreeMap<SnapshotSeq, SlotMap>>,
+    /// The same for the snapshot under way, as far as it is.
+    pub completing: RefCell<Option<SlotMap>>,
+    /// Bdevs of its snapshots.
+    pub hosts: RefCell<BTreeMap<SnapshotSeq, Rc<SnapshotHost>>>,
+    /// A snapshot is being deleted: no other, and no cut, until it is.
+    pub deleting: Cell<bool>,
+}
+
+impl KnownVolume {
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.record.borrow().name.clone()
+    }
+
+    /// Map of the newest complete snapshot, if there is one.
+    pub fn newest_view(&self) -> Option<SlotMap> {
+        let chain = self.chain.borrow();
+        let newest = chain.newest_complete()?;
+        self.views.borrow().get(&newest.seq).cloned()
+    }
+
+    /// Chunks of the volume.
+    pub fn chunk_count(&self) -> u32 {
+        let record = self.record.borrow();
+        let chunk_blocks = u64::from(record.chunk_bytes / record.master.block_bytes);
+        record.master.block_count.div_ceil(chunk_blocks) as u32
+    }
+}
+
+/// An open store.
+pub struct StoreHost {
+    /// Names it to the catalog thread's device.
+    pub key: u64,
+    /// Its name.
+    pub name: String,
+    /// The bdev it is on.
+    pub bdev: String,
+    /// Identity and geometry.
+    pub superblock: Superblock,
+    /// Free and taken slots.
+    pub slots: RefCell<SlotAllocator>,
+    /// Buffers for copies.
+    pub pool: BufferPool,
+    /// Why it cannot be used any more.
+    pub gone: RefCell<Option<String>>,
+    device: RefCell<Option<(Desc, IoChannel)>>,
+    catalog: CatalogHandle,
+    thread: RefCell<Option<CatalogThread>>,
+    known: RefCell<BTreeMap<VolumeId, Rc<KnownVolume>>>,
+    flushes: bool,
+}
+
+/// What to do with the bdev.
+pub enum Open {
+    /// Make a store on it.
+    Format(FormatOptions),
+    /// Load the store that is on it.
+    Load,
+}
+
+/// CPUs for catalog threads, as `presnap serve` was told.
+pub static CATALOG_CPUS: std::sync::OnceLock<Vec<u32>> = std::sync::OnceLock::new();
+
+impl StoreHost {
+    /// Opens the store on a bdev. Nothing stays open on failure.
+    ///
+    /// # Errors
+    /// No such bdev, in use, not suitable, or what the store room says.
+    pub async fn open(bdev: &str, how: Open) -> Result<Rc<Self>, Failure> {
+        let info = bdev::find(bdev).ok_or_else(|| Failure::no_bdev(bdev))?;
+        check_store_bdev(&info)?;
+        let world = world();
+        let key = world.next_key();
+        let desc = Desc::open(bdev, true, move |event| device_event(key, event))
+            .map_err(|error| Failure::opening(bdev, error))?;
+        desc.claim().map_err(|error| Failure::opening(bdev, error))?;
+        let channel = desc.channel().map_err(|error| Failure::opening(bdev, error))?;
+        let device: SharedDevice = Arc::new(StoreDevice::new(key, channel.clone()));
+        let opened = Self::load(key, bdev, &desc, device, how).await;
+        let (loaded, thread) = match opened {
+            Ok(opened) => opened,
+            Err(failure) => {
+                StoreDevice::disconnect(key);
+                return Err(failure);
+            }
+        };
+        if let Some(repaired) = &loaded.repaired {
+            tracing::warn!(
+                store = loaded.superblock.name,
+                bdev,
+                repaired,
+                "store repaired at load"
+            );
+        }
+        let host = Rc::new(Self {
+            key,
+            name: loaded.superblock.name.clone(),
+            bdev: bdev.to_owned(),
+            superblock: loaded.superblock,
+            slots: RefCell::new(loaded.allocator),
+            pool: BufferPool::default(),
+            gone: RefCell::new(None),
+            device: RefCell::new(Some((desc, channel))),
+            catalog: thread.handle(),
+            thread: RefCell::new(Some(thread)),
+            known: RefCell::default(),
+            flushes: info.supports(IoType::Flush),
+        });
+        for volume in loaded.volumes {
+            let last_seq = volume.state.last_seq;
+            host.add_known(
+                volume.state.record,
+                Chain::new(volume.state.snapshots, last_seq),
+                volume.views.into_iter().collect(),
+            );
+        }
+        if world.stores.borrow().contains_key(&host.name) {
+            let failure = Failure::new(
+                Sort::Exists,
+                format!(
+                    "another open store is named '{}'; unload that one before the one on '{bdev}'",
+                    host.name
+                ),
+            );
+            host.close().await;
+            return Err(failure);
+        }
+        world.stores.borrow_mut().insert(host.name.clone(), Rc::clone(&host));
+        snapshots::publish_all(&host);
+        Ok(host)
+    }
+
+    async fn load(
+        key: u64,
+        bdev: &str,
+        desc: &Desc,
+        device: SharedDevice,
+        how: Open,
+    ) -> Result<(Loaded, CatalogThread), Failure> {
+        let _ = (key, desc);
+        let (sender, receiver) = oneshot();
+        let started = spawn_os_thread("presnap-load", catalog_cpus(), move || {
+            let result = match how {
+                Open::Format(options) => store::format(&device, &options),
+                Open::Load => store::load(&device),
+            };
+            sender.send(result);
+        });
+        let thread_failure = |error: &dyn std::fmt::Display| {
+            Failure::new(Sort::NoMemory, format!("bdev '{bdev}': no thread for its store: {error}"))
+        };
+        started.map_err(|error| thread_failure(&error))?;
+        let loaded: LoadedStore = receiver
+            .await
+            .map_err(|error| thread_failure(&error))?
+            .map_err(|error| Failure::of_store(&format!("bdev '{bdev}'"), &error))?;
+        let LoadedStore { superblock, repaired, catalog, allocator, volumes } = loaded;
+        let name = format!("presnap-{}", superblock.name);
+        let thread =
+            CatalogThread::start(catalog, |body| spawn_os_thread(&name, catalog_cpus(), body))
+                .map_err(|error| thread_failure(&error))?;
+        Ok((Loaded { superblock, repaired, allocator, volumes }, thread))
+    }
+
+    fn add_known(
+        &self,
+        record: VolumeRecord,
+        chain: Chain,
+        views: BTreeMap<SnapshotSeq, SlotMap>,
+    ) -> Rc<KnownVolume> {
+        let id = record.id;
+        let known = Rc::new(KnownVolume {
+            record: RefCell::new(record),
+            chain: RefCell::new(chain),
+            views: RefCell::new(views),
+            completing: RefCell::new(None),
+            hosts: RefCell::default(),
+            deleting: Cell::new(false),
+        });
+        self.known.borrow_mut().insert(id, Rc::clone(&known));
+        known
+    }
+
+    /// Where the slots are.
+    pub fn layout(&self) -> SlotLayout {
+        let block_bytes = u64::from(self.superblock.block_bytes);
+        SlotLayout {
+            offset_blocks: self.superblock.slot_offset(SlotIndex(0)) / block_bytes,
+            slot_blocks: u64::from(self.superblock.slot_bytes) / block_bytes,
+        }
+    }
+
+    /// The device, and a channel of the app thread to it.
+    ///
+    /// # Errors
+    /// The store is gone.
+    pub fn device(&self) -> Result<(Desc, IoChannel), Failure> {
+        self.device.borrow().clone().ok_or_else(|| self.is_gone())
+    }
+
+    fn is_gone(&self) -> Failure {
+        let reason = self.gone.borrow().clone().unwrap_or_else(|| "it was unloaded".to_owned());
+        Failure::new(
+            Sort::NoDevice,
+            format!("store '{}' is gone: {reason}; bring its device back and load it", self.name),
+        )
+    }
+
+    /// The volume with this number.
+    ///
+    /// # Panics
+    /// When the store never knew it.
+    pub fn known(&self, id: VolumeId) -> Rc<KnownVolume> {
+        Rc::clone(self.known.borrow().get(&id).expect("the store knows its volumes"))
+    }
+
+    /// The volume of this name.
+    pub fn known_by_name(&self, name: &str) -> Option<Rc<KnownVolume>> {
+        self.known.borrow().values().find(|known| known.record.borrow().name == name).cloned()
+    }
+
+    /// All volumes it knows.
+    pub fn all_known(&self) -> Vec<Rc<KnownVolume>> {
+        self.known.borrow().values().cloned().collect()
+    }
+
+    /// Makes everything written to slots durable.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub async fn flush(&self) -> Result<(), String> {
+        if !self.flushes {
+            return Ok(()); // no volatile cache
+        }
+        let (_, channel) = self.device().map_err(|failure| failure.message)?;
+        channel.flush().await.map_err(|error| error.to_string())
+    }
+
+    // ---- catalog ------------------------------------------------------------------------------
+
+    /// Runs one transaction.
+    ///
+    /// # Errors
+    /// What the catalog says; nothing has changed then.
+    pub async fn execute(&self, request: CatalogRequest) -> Result<CatalogReply, store::Error> {
+        let (sender, receiver) = oneshot();
+        let mut next = (request, Box::new(move |result| sender.send(result)) as _);
+        loop {
+            match self.catalog.submit(next.0, next.1) {
+                Ok(()) => break,
+                Err(not_taken) => match not_taken.error {
+                    store::Error::QueueFull { .. } => {
+                        next = (not_taken.request, not_taken.completion);
+                        executor::sleep(QUEUE_RETRY).await;
+                    }
+                    error => return Err(error),
+                },
+            }
+        }
+        receiver.await.unwrap_or(Err(store::Error::Closed))
+    }
+
+    /// Runs other work with the catalog, on its thread.
+    ///
+    /// # Errors
+    /// What `work` says, or the catalog is closed.
+    pub async fn with_catalog<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Catalog) -> Result<T, store::Error> + Send + 'static,
+    ) -> Result<T, store::Error> {
+        let (sender, receiver) = oneshot();
+        self.catalog.run(Box::new(move |catalog| sender.send(catalog.and_then(work))))?;
+        receiver.await.unwrap_or(Err(store::Error::Closed))
+    }
+
+    /// How full the catalog is.
+    pub async fn usage(&self) -> Option<CatalogUsage> {
+        self.with_catalog(|catalog| catalog.usage()).await.ok()
+    }
+
+    /// Adds a volume to the catalog.
+    ///
+    /// # Errors
+    /// What the catalog says.
+    pub async fn create_volume(
+        &self,
+        record: VolumeRecord,
+    ) -> Result<Rc<KnownVolume>, store::Error> {
+        let record = self.with_catalog(move |catalog| catalog.create_volume(record)).await?;
+        Ok(self.add_known(record, Chain::default(), BTreeMap::new()))
+    }
+
+    /// Forgets a volume that has no snapshots.
+    ///
+    /// # Errors
+    /// What the catalog says.
+    pub async fn forget_volume(&self, id: VolumeId) -> Result<(), store::Error> {
+        let freed = self.with_catalog(move |catalog| catalog.forget_volume(id)).await?;
+        let mut slots = self.slots.borrow_mut();
+        for slot in freed {
+            slots.release(slot);
+        }
+        self.known.borrow_mut().remove(&id);
+        Ok(())
+    }
+
+    // ---- closing ------------------------------------------------------------------------------
+
+    /// Closes the store: snapshot bdevs go, the catalog is closed, the device is let go of.
+    pub async fn close(&self) {
+        for known in self.all_known() {
+            snapshots::retract_all(&known).await;
+        }
+        let thread = self.thread.borrow_mut().take();
+        if let Some(thread) = thread {
+            // Stopping waits for the thread, which may be waiting for this one.
+            let (sender, receiver) = oneshot();
+            let stopper = spawn_os_thread("presnap-close", None, move || {
+                sender.send(thread.stop());
+            });
+            if stopper.is_ok() {
+                match receiver.await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!(
+                        store = self.name,
+                        error = store::chain(&error),
+                        "catalog not closed cleanly; it is repaired at the next load"
+                    ),
+                    Err(error) => tracing::warn!(store = self.name, %error, "catalog not closed"),
+                }
+            }
+        }
+        StoreDevice::disconnect(self.key);
+        let device = self.device.borrow_mut().take();
+        drop(device);
+        let world = world();
+        let mut stores = world.stores.borrow_mut();
+        if stores.get(&self.name).is_some_and(|open| open.key == self.key) {
+            stores.remove(&self.name);
+        }
+    }
+
+    /// The device is gone: nothing of the store can be used, volumes serve on.
+    async fn lose(&self, reason: &str) {
+        if self.gone.borrow_mut().replace(reason.to_owned()).is_some() {
+            return;
+        }
+        tracing::error!(
+            store = self.name,
+            bdev = self.bdev,
+            reason,
+            "store lost; volumes serve on"
+        );
+        let world = world();
+        let attached: Vec<_> = world
+            .volumes
+            .borrow()
+            .values()
+            .filter(|volume| volume.store.key == self.key)
+            .cloned()
+            .collect();
+        for volume in attached {
+            volume.store_gone(reason);
+        }
+        for known in self.all_known() {
+            for host in known.hosts.borrow().values() {
+                host.fail();
+            }
+        }
+        self.close().await;
+    }
+}
+
+struct Loaded {
+    superblock: Superblock,
+    repaired: Option<String>,
+    allocator: SlotAllocator,
+    volumes: Vec<store::VolumeView>,
+}
+
+fn catalog_cpus() -> Option<&'static [u32]> {
+    CATALOG_CPUS.get().map(Vec::as_slice).filter(|cpus| !cpus.is_empty())
+}
+
+fn device_event(key: u64, event: BdevEvent) {
+    if event != BdevEvent::Remove {
+        return;
+    }
+    let world = world();
+    let host = world.stores.borrow().values().find(|store| store.key == key).cloned();
+    executor::spawn(async move {
+        match host {
+            Some(host) => host.lose("its device was removed").await,
+            // Still being opened: its requests fail from now on, and opening with them.
+            None => StoreDevice::disconnect(key),
+        }
+    })
+    .detach();
+}
+
+fn check_store_bdev(info: &BdevInfo) -> Result<(), Failure> {
+    let name = &info.name;
+    if info.module_name == crate::volume::MODULE_NAME {
+        return Err(Failure::new(
+            Sort::Invalid,
+            format!(
+                "bdev '{name}' is a volume or snapshot of presnap; a store needs a device of its own"
+            ),
+        ));
+    }
+    if info.md_bytes != 0 || info.dif_type != 0 {
+        return Err(Failure::new(
+            Sort::Invalid,
+            format!(
+                "bdev '{name}' has {} bytes of metadata per block; format it without",
+                info.md_bytes
+            ),
+        ));
+    }
+    if info.zoned {
+        return Err(Failure::new(Sort::Invalid, format!("bdev '{name}' is zoned; a store is not")));
+    }
+    Ok(())
+}
+
+/// Whether the bdev carries a store, by a look at its superblocks.
+pub async fn carries_store(info: &BdevInfo) -> bool {
+    let Ok(desc) = Desc::open(&info.name, false, |_| {}) else { return false };
+    let Ok(channel) = desc.channel() else { return false };
+    let block_bytes = u64::from(info.block_bytes);
+    for copy in store::superblock::COPIES {
+        let (at, len) = (copy.offset(), store::superblock::layout::SUPERBLOCK_BYTES as u64);
+        if at % block_bytes != 0 || len % block_bytes != 0 || at + len > info.bytes() {
+            continue;
+        }
+        let Ok(buf) = DmaBuf::zeroed(len as usize, 4096) else { return false };
+        let (buf, read) = channel.read(buf, at / block_bytes, len / block_bytes).await;
+        let bytes = store::superblock::Unverified::<Superblock>::new(buf.to_vec());
+        if read.is_ok() && bytes.has_magic() {
+            return true;
+        }
+    }
+    false
+}
+
+/// The open store that the two optional names mean.
+///
+/// # Errors
+/// None is open by that name, or they disagree.
+pub fn find(
+    world: &World,
+    name: Option<&str>,
+    bdev: Option<&str>,
+) -> Result<Rc<StoreHost>, Failure> {
+    let found = match (name, bdev) {
+        (Some(name), _) => Some(world.store(name)?),
+        (None, Some(bdev)) => world.store_on(bdev),
+        (None, None) => None,
+    };
+    let found = found.ok_or_else(|| {
+        Failure::new(
+            Sort::NotFound,
+            format!(
+                "no open store is on bdev '{}'; presnap_get_stores lists them",
+                bdev.unwrap_or("")
+            ),
+        )
+    })?;
+    match bdev {
+        Some(bdev) if found.bdev != bdev => Err(Failure::new(
+            Sort::NotFound,
+            format!("store '{}' is on bdev '{}', not on '{bdev}'", found.name, found.bdev),
+        )),
+        _ => Ok(found),
+    }
+}
+
+/// A new UUID.
+pub fn new_uuid() -> Uuid {
+    Uuid::new_v4()
+}

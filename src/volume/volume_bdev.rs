@@ -1,0 +1,166 @@
+//! The data path of a volume: every command goes through here, on whatever reactor it came.
+//!
+//! Nothing here waits, locks or allocates, but for commands that have to be parked.
+
+use std::sync::Arc;
+
+use super::access::{AccessKind, AccessRing, AccessRings, CommandKind};
+use super::volume;
+use crate::gate::{ChunkIndex, Entry, Gate, LbaRange};
+use crate::spdk::bdev::{Desc, IoChannel, IoType};
+use crate::spdk::bdev_module::{BdevDevice, BdevIo, ParkedIo, Status};
+use crate::spdk::error::{Errno, IoError};
+use crate::spdk::executor::LocalFuture;
+use crate::spdk::json::JsonWriter;
+use crate::spdk::thread::Thread;
+
+/// A volume as its reactors see it.
+pub struct VolumeDevice {
+    /// Names the volume on the app thread.
+    pub key: u64,
+    /// The write gate.
+    pub gate: Arc<Gate>,
+    /// The master, opened for writing and claimed.
+    pub master: Desc,
+    /// What the master does.
+    pub io_types: u64,
+    /// Access records.
+    pub rings: AccessRings,
+}
+
+/// A reactor's part of a volume.
+pub struct VolumeChannel {
+    master: IoChannel,
+    ring: Arc<AccessRing>,
+}
+
+impl BdevDevice for VolumeDevice {
+    type Channel = VolumeChannel;
+    type IoState = ();
+
+    fn io_type_supported(&self, io_type: IoType) -> bool {
+        match io_type {
+            // A zero-copy command hands out the master's own buffer, which its user may change
+            // before the gate could know; the bdev layer emulates it with reads and writes.
+            IoType::Zcopy | IoType::Abort => false,
+            other => self.io_types >> (other as u32) & 1 == 1,
+        }
+    }
+
+    fn create_channel(&self) -> Result<VolumeChannel, Errno> {
+        Ok(VolumeChannel { master: self.master.channel()?, ring: self.rings.add() })
+    }
+
+    fn submit(&self, channel: &VolumeChannel, io: BdevIo<Self>) {
+        let (lba, blocks) = (io.offset_blocks(), io.num_blocks());
+        channel.ring.count(command_kind(io.kind()), blocks);
+        match io.kind() {
+            IoType::Read => {
+                self.rings.record(&channel.ring, lba, blocks, AccessKind::Read);
+                io.forward(&channel.master, Some(ended));
+            }
+            IoType::Write
+            | IoType::WriteZeroes
+            | IoType::Unmap
+            | IoType::CompareAndWrite
+            | IoType::Copy => admit(io),
+            IoType::Flush | IoType::Compare => io.forward(&channel.master, Some(ended)),
+            IoType::Reset => reset(io),
+            IoType::Zcopy | IoType::Abort => io.complete(Status::Failed),
+        }
+    }
+
+    fn write_config_json(&self, w: &mut JsonWriter) {
+        volume::write_config(self.key, w);
+    }
+
+    fn dump_info_json(&self, w: &mut JsonWriter) {
+        volume::dump_info(self.key, w);
+    }
+
+    fn destruct(self: Arc<Self>) -> LocalFuture<()> {
+        volume::destructed(self.key)
+    }
+}
+
+fn command_kind(io_type: IoType) -> CommandKind {
+    match io_type {
+        IoType::Read => CommandKind::Read,
+        IoType::Write => CommandKind::Write,
+        IoType::WriteZeroes => CommandKind::WriteZeroes,
+        IoType::Unmap => CommandKind::Unmap,
+        IoType::Flush => CommandKind::Flush,
+        IoType::Reset => CommandKind::Reset,
+        IoType::Compare | IoType::CompareAndWrite => CommandKind::Compare,
+        IoType::Zcopy | IoType::Abort | IoType::Copy => CommandKind::Other,
+    }
+}
+
+/// The master is done with a command that changes nothing.
+fn ended(io: &mut BdevIo<VolumeDevice>, result: Result<(), IoError>) {
+    if result.is_err() {
+        io.channel().ring.count_failure();
+    }
+}
+
+fn range(io: &BdevIo<VolumeDevice>) -> LbaRange {
+    LbaRange::new(io.offset_blocks(), io.num_blocks())
+}
+
+/// Brings a modifying command into the gate and to the master, or parks it.
+fn admit(io: BdevIo<VolumeDevice>) {
+    if io.num_blocks() == 0 {
+        return io.complete(Status::Success);
+    }
+    let (device, channel) = (io.device(), io.channel());
+    match device.gate.enter(range(&io)) {
+        Entry::Entered { .. } => {
+            device.rings.record(
+                &channel.ring,
+                io.offset_blocks(),
+                io.num_blocks(),
+                AccessKind::Modify,
+            );
+            let master = channel.master.clone();
+            io.forward(&master, Some(landed));
+        }
+        Entry::Parked { chunk } | Entry::Saturated { chunk } => park(io, chunk),
+    }
+}
+
+/// The master is done with a command that had entered.
+fn landed(io: &mut BdevIo<VolumeDevice>, result: Result<(), IoError>) {
+    // Well or not: a failed write may have changed some of its blocks.
+    io.device().gate.leave(range(io));
+    ended(io, result);
+}
+
+fn park(io: BdevIo<VolumeDevice>, chunk: ChunkIndex) {
+    let key = io.device().key;
+    let range = range(&io);
+    let parked = io.park();
+    Thread::app().send(move || volume::parked(key, chunk, range, parked));
+}
+
+/// Sends a parked command to its reactor to enter again.
+pub fn wake(parked: ParkedIo<VolumeDevice>) {
+    parked.resume_with(admit);
+}
+
+/// Ends a parked command on its reactor.
+pub fn abort(parked: ParkedIo<VolumeDevice>) {
+    parked.resume_with(|io| io.complete(Status::Aborted));
+}
+
+/// A reset ends every command: parked ones are aborted, then the master resets what it has.
+fn reset(io: BdevIo<VolumeDevice>) {
+    let key = io.device().key;
+    let parked = io.park();
+    Thread::app().send(move || {
+        volume::abort_parked(key);
+        parked.resume_with(|io| {
+            let master = io.channel().master.clone();
+            io.forward(&master, Some(ended));
+        });
+    });
+}
