@@ -420,6 +420,57 @@ fn adoption_on_the_way_in_two_writers() {
     adoption_on_the_way_in(1, &[(0, 1), (1, 1)]);
 }
 
+/// I2. A valid staged copy and a command in flight at the cut: a newer writer does not adopt what
+/// the command is about to outdate.
+///
+/// Catches: adoption on the way in with commands in flight.
+#[test]
+fn adoption_on_the_way_in_waits_for_the_commands_in_flight() {
+    check(2, || {
+        let world = World::new(1, Initial::AllDirty);
+        let mut slots = [[0; CELLS]];
+        assert_eq!(world.copy(C0, &mut slots[0]), Some(CopyEnd::Valid));
+        let older = range(0, 0, 1);
+        assert!(matches!(world.gate.enter(older), Entry::Entered { .. }));
+        let cut = world.gate.cut().unwrap();
+        let newer = spawn_writers(&world, &[(1, 1)]);
+        let device = {
+            let world = world.clone();
+            thread::spawn(move || {
+                world.store(older, 1);
+                world.gate.leave(older);
+            })
+        };
+        world.complete(&cut, &mut slots);
+        device.join().unwrap();
+        join(newer);
+        assert_eq!(slots[0], [1, 0]);
+    });
+}
+
+/// I8. A writer sleeps through a cut and dirties a clean chunk in the old epoch, in vain, after the
+/// walk; the engine stages the chunk. The next walk finds it, so that the slot's adoption is noted.
+///
+/// Catches: no index bit when an older dirty chunk is staged.
+#[test]
+fn what_is_staged_is_walked() {
+    check(2, || {
+        let world = World::new(1, Initial::Clean);
+        let writer = spawn_writers(&world, &[(0, 1)]);
+        thread::yield_now();
+        let mut slots = [[0; CELLS]];
+        let first = world.gate.cut().unwrap();
+        world.complete(&first, &mut slots);
+        world.gate.finish_cut();
+        thread::yield_now();
+        let staged = world.copy(C0, &mut slots[0]).is_some();
+        let second = world.gate.cut().unwrap();
+        let found = world.complete(&second, &mut slots);
+        assert!(!staged || found.len() == 1);
+        join(writer);
+    });
+}
+
 /// A refresh of a pending chunk that fails, against a newer writer: the half-written slot is never
 /// adopted.
 ///

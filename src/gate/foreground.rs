@@ -127,9 +127,6 @@ impl Gate {
                 return Err(Refusal::Pending);
             }
             next = next.without(STAGED).with(ADOPTED);
-        } else if seen.epoch() < now.epoch {
-            // The adoption that this flag tells of was an earlier snapshot's.
-            next = next.without(ADOPTED);
         }
         self.index.set(now.epoch, chunk); // Rule 5: before the word.
         Ok(next.at(now.epoch).with(DIRTY))

@@ -205,13 +205,11 @@ impl Gate {
             if seen.is_pending(now) {
                 return false;
             }
-            let older = seen.epoch() < now.epoch;
-            if !older && seen.has(DIRTY) {
+            if seen.epoch() == now.epoch && seen.has(DIRTY) {
                 return true;
             }
             self.index.set(now.epoch, chunk);
-            let kept = if older { seen.without(ADOPTED) } else { seen };
-            match word.replace(seen, kept.at(now.epoch).with(DIRTY)) {
+            match word.replace(seen, seen.at(now.epoch).with(DIRTY)) {
                 Ok(()) => return true,
                 Err(found) => seen = found,
             }
@@ -298,9 +296,10 @@ impl Gate {
             }
             let mut next = seen.with(STAGING);
             if !pending && seen.epoch() < now.epoch {
-                // Dirty since before a cut that is over: dirty in this epoch.
+                // Dirty since before a cut that is over: dirty in this epoch. Its bit may be missing
+                // (rule 2); what is staged must be walked.
                 self.index.set(now.epoch, chunk);
-                next = next.at(now.epoch).without(ADOPTED);
+                next = next.at(now.epoch);
             }
             match word.replace(seen, next) {
                 Ok(()) => break seen.has(STAGED),

@@ -12,7 +12,9 @@ pub(super) const DIRTY: u64 = 1 << 0;
 pub(super) const STAGING: u64 = 1 << 1;
 /// A slot holds a copy, right except for the blocks in the map.
 pub(super) const STAGED: u64 = 1 << 2;
-/// The first writer of this word's epoch gave the chunk's slot to the snapshot on its way in.
+/// The first writer of this word's epoch gave the chunk's slot to the snapshot on its way in. It
+/// says something only while that snapshot completes: later epochs are reached by adoption, which
+/// sets or drops it, or outside any cut, where nobody asks.
 pub(super) const ADOPTED: u64 = 1 << 3;
 /// Flags that mean "a leaving command must say which blocks it changed".
 pub(super) const COPY: u64 = STAGING | STAGED;

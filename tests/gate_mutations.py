@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+"""Breaks the gate's rules on purpose, one at a time, and shows that a test notices each.
+
+    python3 tests/gate_mutations.py [name-part ...]
+    python3 tests/gate_mutations.py unchanged    # just the tests, without the rest of the house
+
+Copies the gate and its tests into a small crate of its own (in CARGO_TARGET_DIR or a temporary
+folder), so that a round compiles in seconds. Exit status 1 if a mutation survives.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# A mutant that livelocks counts as noticed.
+TIMEOUT_S = 100
+
+# (name, file, text, replacement, tests of which at least one must fail)
+MUTATIONS = [
+    ("rule 1: no check of the epoch when drawing the number", "clock.rs",
+     "same.then_some(", "(same | true).then_some(", "loom:one_side"),
+    ("rule 1: the number is drawn without release", "clock.rs",
+     "self.clock.fetch_add(ONE, Ordering::AcqRel)", "self.clock.fetch_add(ONE, Ordering::Acquire)",
+     "loom:walk_finds"),
+    ("rule 1: a refused command keeps the counts of the chunks it passed", "foreground.rs",
+     "self.back_out(*chunks.start()..index);", "", "basic model"),
+    ("rule 2: resolving forgets the counts of commands that back out", "keeper.rs",
+     "seen.at(now.epoch).without(DIRTY | COPY | ADOPTED)",
+     "seen.at(now.epoch).without(DIRTY | COPY | ADOPTED | 0xffff_0000)", "loom:one_side"),
+    ("rule 3: no bits on leaving", "foreground.rs",
+     "fetch_or(blocks.0, Ordering::AcqRel)", "fetch_or(0 & blocks.0, Ordering::AcqRel)",
+     "loom:never_stale basic model"),
+    ("rule 3: bits after the count", "foreground.rs",
+     """                if seen.has(COPY) {
+                    // Rule 3: the bits before the count, and again if a copy began meanwhile.
+                    let blocks = self.geometry.blocks(chunk, range);
+                    self.map(chunk).fetch_or(blocks.0, Ordering::AcqRel);
+                }
+                match word.replace(seen, Word(seen.0 - ONE)) {
+                    Ok(()) => break,""",
+     """                match word.replace(seen, Word(seen.0 - ONE)) {
+                    Ok(()) => {
+                        if seen.has(COPY) {
+                            let blocks = self.geometry.blocks(chunk, range);
+                            self.map(chunk).fetch_or(blocks.0, Ordering::AcqRel);
+                        }
+                        break;
+                    }""",
+     "loom:never_stale"),
+    ("rule 3: bits only if a copy shows at the first look", "foreground.rs",
+     """                match word.replace(seen, Word(seen.0 - ONE)) {
+                    Ok(()) => break,
+                    Err(found) => seen = found,
+                }
+            }
+        }
+    }
+
+    /// Where""",
+     """                seen = word.load();
+                word.count_down();
+                break;
+            }
+        }
+    }
+
+    /// Where""",
+     "loom:never_stale"),
+    ("rule 3: the map is taken before STAGING is set", "keeper.rs",
+     """        let mut seen = word.load();
+        let staged = loop {""",
+     """        let mut seen = word.load();
+        let taken = BlockMap(self.map(chunk).swap(0, Ordering::AcqRel));
+        let staged = loop {""",
+     "loom:never_stale loom:refresh",
+     "        let taken = BlockMap(self.map(chunk).swap(0, Ordering::AcqRel));\n"
+     "        Some(if", "        Some(if"),
+    ("rule 4: the walk adopts with commands in flight", "keeper.rs",
+     "self.hand_over(chunk, Word::is_idle)", "self.hand_over(chunk, |_| true)",
+     "loom:never_stale loom:adoption", "if !word.is_idle() {", "if false {"),
+    ("rule 4: the walk adopts with mapped blocks", "keeper.rs",
+     "!seen.has(STAGING) && self.block_map(chunk).is_empty();", "!seen.has(STAGING);", "basic model"),
+    ("rule 4: a writer adopts with commands in flight", "foreground.rs",
+     "let adoptable = seen.is_idle()\n                && seen", "let adoptable = seen",
+     "loom:adoption model"),
+    ("rule 4: a writer adopts with mapped blocks", "foreground.rs",
+     "&& self.map(chunk).load(Ordering::Acquire) == 0;", ";", "basic model loom:adoption"),
+    ("rule 4: a writer adopts a slot that is being written", "foreground.rs",
+     "                && !seen.has(STAGING)\n", "", "basic model loom:failed_refresh"),
+    ("rule 4: pending chunks do not park", "foreground.rs",
+     "if !adoptable {", "if false {", "loom:one_side basic model"),
+    ("rule 4: preserving does not wait for the commands in flight", "keeper.rs",
+     "|| (pending && !seen.is_idle())", "", "loom:one_side basic model",
+     "if !word.is_idle() {", "if false {"),
+    ("rule 4: a failed refresh leaves a pending chunk staged", "keeper.rs",
+     "} else if seen.is_pending(now) {", "} else if false {", "loom:failed_refresh"),
+    ("rule 4: a failed refresh does not give its blocks back", "keeper.rs",
+     "self.map(chunk).fetch_or(taken.0, Ordering::AcqRel);", "", "basic model"),
+    ("rule 5: the index bit is set after the word", "foreground.rs",
+     "        self.index.set(now.epoch, chunk); // Rule 5: before the word.\n", "", "loom:walk_finds",
+     "Ok(()) => return Ok(()),",
+     "Ok(()) => { if next != seen { self.index.set(now.epoch, chunk); } return Ok(()) }"),
+    ("no index bit on adoption", "foreground.rs",
+     "        self.index.set(now.epoch, chunk); // Rule 5: before the word.\n",
+     "        if !seen.is_pending(now) { self.index.set(now.epoch, chunk); }\n",
+     "loom:adoption model"),
+    ("no index bit when an older dirty chunk is staged", "keeper.rs",
+     """                self.index.set(now.epoch, chunk);
+                next = next""", "                next = next", "loom:is_walked"),
+    ("a reader does not check after the read", "foreground.rs",
+     "        word.epoch() <= old_epoch && word.has(DIRTY)\n", "        word.0 == word.0\n",
+     "loom:no_newer basic"),
+    ("a reader's check does not order the data before it", "foreground.rs",
+     "        fence(Ordering::Acquire);\n", "", "loom:no_newer"),
+    ("a reader does not wait for the commands in flight", "foreground.rs",
+     "} else if word.is_idle() {", "} else if true {", "loom:in_flight basic"),
+    ("a given-up snapshot's index is not carried over", "keeper.rs",
+     "self.index.add(now.epoch, position, word.swap(0, Ordering::AcqRel));",
+     "word.swap(0, Ordering::AcqRel);", "loom:given_up basic model"),
+    ("a writer let in after giving up forgets the running copy", "foreground.rs",
+     "            next = next.without(STAGED).with(ADOPTED);\n        }\n        self",
+     "            next = next.without(STAGED).with(ADOPTED);\n        }\n        if seen.epoch() < now.epoch {\n"
+     "            next = next.without(STAGING);\n        }\n        self",
+     "loom:given_up basic model"),
+    ("giving up does not let writers in", "clock.rs",
+     "self.clock.fetch_and(!ACTIVE, Ordering::AcqRel);", "", "loom:given_up basic"),
+    ("a full count overflows into the epoch", "word.rs",
+     "self.0 & COUNT_MASK == COUNT_MASK", "self.0 == 1 << 63", "basic"),
+    ("a chunk that the engine adopted looks as if a writer had", "keeper.rs",
+     "seen.at(now.epoch).without(DIRTY | COPY | ADOPTED)", "seen.at(now.epoch).without(DIRTY | COPY)",
+     "model"),
+    ("the walk skips the last word", "index.rs",
+     "let end = words.len().min(", "let end = (words.len() - 1).max(start).min(", "model"),
+    ("the epoch is read without the clock's bits", "clock.rs",
+     "return Now { epoch: Epoch(epoch + ahead),", "return Now { epoch: Epoch(epoch),",
+     "loom:one_side"),
+]
+
+CARGO = """\
+[workspace]
+[package]
+name = "presnap"
+version = "0.0.0"
+edition = "2024"
+[dependencies]
+{deps}
+[dev-dependencies]
+{dev}
+[target.'cfg(loom)'.dependencies]
+{loom}
+[lints.rust]
+unexpected_cfgs = {{ level = "allow" }}
+"""
+
+
+def make_crate(folder):
+    """The gate alone, with the dependencies that it names in Cargo.toml."""
+    toml = (ROOT / "Cargo.toml").read_text()
+
+    def line(name):
+        return re.search(rf"^{name} = .*$", toml, re.M).group(0)
+
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "src").mkdir(parents=True)
+    (folder / "tests").mkdir()
+    (folder / "Cargo.toml").write_text(CARGO.format(
+        deps="\n".join(map(line, ["bytemuck", "thiserror"])), dev=line("proptest"),
+        loom=line("loom")))
+    (folder / "src/lib.rs").write_text("//! The gate alone.\npub mod gate;\n")
+    # Not `copy`: with the old time of modification, cargo would take them for built.
+    shutil.copytree(ROOT / "src/gate", folder / "src/gate", copy_function=shutil.copyfile)
+    for test in ["loom_gate.rs", "gate_basic.rs", "gate_model.rs"]:
+        shutil.copyfile(ROOT / "tests" / test, folder / "tests" / test)
+
+
+def run(folder, target, test):
+    """'passed', 'failed', 'hung', or a compiler's complaint."""
+    env = dict(os.environ, CARGO_TARGET_DIR=str(target / "std"))
+    command = ["cargo", "test", "--quiet", "--release"]
+    if test.startswith("loom:"):
+        env |= {"RUSTFLAGS": "--cfg loom", "CARGO_TARGET_DIR": str(target / "loom")}
+        command += ["--test", "loom_gate", test.removeprefix("loom:")]
+    else:
+        command += ["--test", f"gate_{test}"]
+    build = subprocess.run(command[:6] + ["--no-run"], cwd=folder, env=env,
+                           capture_output=True, text=True)
+    if build.returncode != 0:
+        return "does not compile: " + build.stderr[-1500:]
+    # A session of its own, so that a hanging test ends together with cargo.
+    running = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        return "passed" if running.wait(TIMEOUT_S) == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        return "hung"
+
+
+def main():
+    base = os.environ.get("CARGO_TARGET_DIR")
+    scratch = pathlib.Path(base or tempfile.mkdtemp()) / "gate-mutations"
+    crate, target = scratch / "crate", scratch / "target"
+    survivors = 0
+    make_crate(crate)
+    if sys.argv[1:] in ([], ["unchanged"]):
+        for test in ["basic", "model", "loom:"]:
+            outcome = run(crate, target, test)
+            print(f"{outcome:8} unchanged, {test}", flush=True)
+            survivors += outcome != "passed"
+    for name, file, text, replacement, tests, *more in MUTATIONS:
+        if sys.argv[1:] and not any(part in name for part in sys.argv[1:]):
+            continue
+        make_crate(crate)
+        path = crate / "src/gate" / file
+        source = path.read_text()
+        for old, new in [(text, replacement), *zip(more[::2], more[1::2])]:
+            assert source.count(old) == 1, f"{name}: {source.count(old)} times in {file}: {old}"
+            source = source.replace(old, new)
+        path.write_text(source)
+        outcomes = {test: run(crate, target, test) for test in tests.split()}
+        noticed = [test for test, outcome in outcomes.items() if outcome in ("failed", "hung")]
+        survivors += not noticed
+        print(f"{'noticed' if noticed else 'SURVIVED':8} {name}: {outcomes}", flush=True)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
