@@ -111,7 +111,7 @@ fn archives(dir: &Path, prefix: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// `-l` words of spdk_syslibs.pc where the tree has it.
+/// `-l` words of `spdk_syslibs.pc` where the tree has it.
 fn system_libs(lib: &Path) -> Vec<String> {
     let pc = fs::read_to_string(lib.join("pkgconfig/spdk_syslibs.pc")).unwrap_or_default();
     let named: BTreeSet<String> = pc

@@ -11,6 +11,8 @@ fn main() {
 
 #[cfg(feature = "spdk")]
 mod smoke {
+    #![allow(clippy::unwrap_used, clippy::wildcard_imports, reason = "a test")]
+
     use std::cell::{Cell, RefCell};
     use std::collections::VecDeque;
     use std::io::{Read, Write};
@@ -18,8 +20,8 @@ mod smoke {
     use std::os::unix::net::UnixStream;
     use std::path::Path;
     use std::rc::Rc;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
     use std::time::{Duration, Instant};
 
     use presnap::spdk::app::{self, AppOptions};
@@ -32,11 +34,15 @@ mod smoke {
     /// Passes everything on; can keep commands, and refuse to write.
     #[derive(Default)]
     struct Pass {
-        base: std::sync::OnceLock<Desc>,
+        base: Mutex<Option<Desc>>,
         read_only: bool,
         completed: AtomicU64,
         destructed: AtomicU64,
     }
+
+    const NQN: &str = "nqn.2024-01.io.presnap:smoke";
+    /// Environment variable of the child process.
+    const INITIATOR: &str = "PRESNAP_SMOKE_INITIATOR";
 
     /// Writes at once.
     const MANY: u64 = 900;
@@ -53,16 +59,22 @@ mod smoke {
         marks: u32,
     }
 
+    impl Pass {
+        fn base(&self) -> Desc {
+            self.base.lock().unwrap().clone().expect("open until destructed")
+        }
+    }
+
     impl BdevDevice for Pass {
         type Channel = PassChannel;
         type IoState = PassIo;
 
         fn io_type_supported(&self, io_type: IoType) -> bool {
-            self.base.get().expect("set before").info().supports(io_type)
+            self.base().info().supports(io_type)
         }
 
         fn create_channel(&self) -> Result<PassChannel, Errno> {
-            let base = self.base.get().expect("set before").channel()?;
+            let base = self.base().channel()?;
             Ok(PassChannel { base, keep: Cell::default(), kept: RefCell::default() })
         }
 
@@ -90,14 +102,17 @@ mod smoke {
             }
             io.state_mut().first_block = io.offset_blocks();
             io.state_mut().marks += 1;
-            io.forward(&channel.base, Some(|io, result| {
-                let first = io.offset_blocks();
-                let (device, _, state) = io.parts();
-                assert_eq!((state.first_block, state.marks), (first, 1));
-                if result.is_ok() {
-                    device.completed.fetch_add(1, Ordering::Relaxed);
-                }
-            }));
+            io.forward(
+                &channel.base,
+                Some(|io, result| {
+                    let first = io.offset_blocks();
+                    let (device, _, state) = io.parts();
+                    assert_eq!((state.first_block, state.marks), (first, 1));
+                    if result.is_ok() {
+                        device.completed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }),
+            );
         }
 
         fn dump_info_json(&self, w: &mut JsonWriter) {
@@ -111,6 +126,8 @@ mod smoke {
         fn destruct(self: Arc<Self>) -> LocalFuture<()> {
             Box::pin(async move {
                 sleep(Duration::from_millis(1)).await;
+                // Closed here, not when the last Arc of the device goes.
+                self.base.lock().unwrap().take();
                 self.destructed.fetch_add(1, Ordering::Relaxed);
             })
         }
@@ -123,7 +140,7 @@ mod smoke {
         }
         let info = base.info();
         let device = Arc::new(Pass { read_only, ..Default::default() });
-        device.base.set(base).expect("once");
+        *device.base.lock().unwrap() = Some(base);
         let spec = BdevSpec {
             name: name.to_owned(),
             product_name: c"smoke pass-through",
@@ -180,7 +197,8 @@ mod smoke {
         let many = (0..MANY).map(|i| {
             let ch = ch.clone();
             async move {
-                let (_, result) = ch.write(filled(4096, u8::try_from(i % 251).unwrap()), i, 1).await;
+                let (_, result) =
+                    ch.write(filled(4096, u8::try_from(i % 251).unwrap()), i, 1).await;
                 result
             }
         });
@@ -233,7 +251,7 @@ mod smoke {
 
         nvmf::show_write_protection();
         let spec = nvmf::SubsystemSpec {
-            nqn: "nqn.2024-01.io.presnap:smoke".to_owned(),
+            nqn: NQN.to_owned(),
             serial: "SMOKE0001".to_owned(),
             model: "presnap snapshot".to_owned(),
             max_namespaces: 4,
@@ -257,11 +275,27 @@ mod smoke {
         assert_eq!(nvmf::create(&spec).await, Err(Errno::EXIST));
         assert_eq!(nvmf::namespaces(&spec.nqn), Ok(vec![(1, "Malloc1@snap".to_owned())]));
 
-        let reply = rpc_off_thread("bdev_nvme_attach_controller", json!({
+        // The initiator of 20.07 blocks its thread while it connects, so it has to be another process.
+        let (sender, receiver) = oneshot();
+        let child = spawn_os_thread("initiator", None, move || {
+            let this = std::env::current_exe().expect("known");
+            sender.send(std::process::Command::new(this).env(INITIATOR, "1").status());
+        });
+        let status = receiver.await.expect("waited for").expect("started");
+        child.expect("started").join().expect("joined");
+        assert!(status.success(), "initiator: {status}");
+        nvmf::destroy(&spec.nqn).await.expect("unexported");
+        assert!(!nvmf::exists(&spec.nqn));
+        snap.unregister().await;
+    }
+
+    /// In the child process.
+    async fn initiator() {
+        let params = json!({
             "name": "N", "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1",
-            "trsvcid": "44420", "subnqn": spec.nqn,
-        }))
-        .await;
+            "trsvcid": "44420", "subnqn": NQN,
+        });
+        let reply = rpc_off_thread("bdev_nvme_attach_controller", params).await;
         assert_eq!(reply["result"], json!(["Nn1"]), "{reply}");
         check_identify(1, true).await;
         {
@@ -275,9 +309,7 @@ mod smoke {
         }
         let reply = rpc_off_thread("bdev_nvme_detach_controller", json!({ "name": "N" })).await;
         assert_eq!(reply["result"], json!(true), "{reply}");
-        nvmf::destroy(&spec.nqn).await.expect("unexported");
-        assert!(!nvmf::exists(&spec.nqn));
-        snap.unregister().await;
+        app::stop(0);
     }
 
     /// Identify Namespace over the wire: byte 99 is NSATTR.
@@ -285,10 +317,13 @@ mod smoke {
         let mut cmd = [0u8; 64];
         cmd[0] = 0x06;
         cmd[4..8].copy_from_slice(&nsid.to_le_bytes());
-        let reply = rpc_off_thread("bdev_nvme_send_cmd", json!({
-            "name": "N", "cmd_type": "admin", "data_direction": "c2h", "data_len": 4096,
-            "cmdbuf": base64url(&cmd),
-        }))
+        let reply = rpc_off_thread(
+            "bdev_nvme_send_cmd",
+            json!({
+                "name": "N", "cmd_type": "admin", "data_direction": "c2h", "data_len": 4096,
+                "cmdbuf": base64url(&cmd),
+            }),
+        )
         .await;
         let data = reply["result"]["data"].as_str().unwrap_or_else(|| panic!("{reply}"));
         let data = base64url_decode(data);
@@ -298,7 +333,8 @@ mod smoke {
         assert_eq!(u64::from_le_bytes(data[..8].try_into().unwrap()), 2048, "size in blocks");
     }
 
-    const BASE64URL: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    const BASE64URL: &[u8; 64] =
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
     fn base64url(data: &[u8]) -> String {
         let mut text = String::new();
@@ -372,7 +408,7 @@ mod smoke {
         stream.write_all(request.to_string().as_bytes()).expect("sent");
         let mut text = Vec::new();
         loop {
-            let mut part = [0; 65536];
+            let mut part = vec![0; 65536];
             let len = stream.read(&mut part).expect("received");
             assert!(len > 0, "closed after {}", String::from_utf8_lossy(&text));
             text.extend_from_slice(&part[..len]);
@@ -440,11 +476,34 @@ mod smoke {
         app::stop(7);
     }
 
+    /// Few commands at once: shows shortage, and needs less memory.
+    fn small_pool() -> Value {
+        json!({ "method": "bdev_set_options",
+                "params": { "bdev_io_pool_size": 1024, "bdev_io_cache_size": 128 } })
+    }
+
     pub fn main() {
-        let config = std::env::temp_dir().join(format!("presnap-smoke-{}.json", std::process::id()));
+        let config =
+            std::env::temp_dir().join(format!("presnap-smoke-{}.json", std::process::id()));
+        if std::env::var_os(INITIATOR).is_some() {
+            let text = json!({ "subsystems": [{ "subsystem": "bdev", "config": [small_pool()] }] });
+            std::fs::write(&config, text.to_string()).expect("written");
+            let options = AppOptions {
+                name: "initiator".to_owned(),
+                json_config: Some(config.clone()),
+                rpc_addr: Some(socket()),
+                mem_mib: Some(192),
+                reactor_mask: Some("0x2".to_owned()),
+                no_pci: true,
+                ..Default::default()
+            };
+            let rc = app::run(&options, || executor::spawn(initiator()).detach());
+            let _ = std::fs::remove_file(config);
+            assert_eq!(rc.expect("tried"), 0);
+            return;
+        }
         let text = json!({ "subsystems": [{ "subsystem": "bdev", "config": [
-            { "method": "bdev_set_options",
-              "params": { "bdev_io_pool_size": 1024, "bdev_io_cache_size": 128 } },
+            small_pool(),
             { "method": "bdev_malloc_create",
               "params": { "name": "Malloc0", "num_blocks": 4096, "block_size": 4096 } },
             { "method": "bdev_malloc_create",

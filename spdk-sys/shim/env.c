@@ -201,6 +201,8 @@ psc_app_run(const struct psc_app_opts *in, void *ctx)
 	opts.hugepage_single_segments = in->single_file_segments;
 	opts.delay_subsystem_init = in->delay_subsystem_init;
 	opts.print_level = in->quiet ? SPDK_LOG_WARN : SPDK_LOG_NOTICE;
+	/* Else SPDK lifts the limit on core dumps; that is for the user (ulimit -c) to decide. */
+	opts.enable_coredump = false;
 	opts.shutdown_cb = app_shutdown;
 #if PSC_SINCE(24, 1)
 	opts.no_huge = in->no_huge;

@@ -17,6 +17,7 @@ use super::{bdev, bdev_module, guard, rpc};
 pub const RPC_ADDR_DEFAULT: &str = "/var/tmp/spdk.sock";
 
 /// How to start SPDK.
+#[allow(clippy::struct_excessive_bools, reason = "independent switches, as SPDK has them")]
 #[derive(Clone, Debug)]
 pub struct AppOptions {
     /// Name of the application in logs.

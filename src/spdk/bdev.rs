@@ -77,6 +77,7 @@ impl IoType {
 }
 
 /// What a bdev is, at the time of asking.
+#[allow(clippy::struct_excessive_bools, reason = "independent properties")]
 #[derive(Clone, Debug)]
 pub struct BdevInfo {
     /// Name, unique in the process.

@@ -200,8 +200,11 @@ impl<D: BdevDevice> Registration<D> {
     }
 
     fn device_box(&self) -> Option<&DeviceBox<D>> {
+        if self.is_gone() {
+            return None;
+        }
         // SAFETY: freed by psr_free(), which sets `gone`; both on the app thread, as is this.
-        (!self.is_gone()).then(|| unsafe { self.raw.as_ref() })
+        Some(unsafe { self.raw.as_ref() })
     }
 
     /// Resolves when the bdev is gone.
@@ -569,7 +572,7 @@ impl<D: BdevDevice> BdevIo<D> {
     }
 
     /// # Safety
-    /// After send() with the same F, once.
+    /// After `send()` with the same F, once.
     unsafe fn take_sent<F: Copy>(&mut self) -> F {
         let raw = self.raw();
         // SAFETY: the caller's promise: `user_fn` holds an F, `user_hold` an Rc.
@@ -874,6 +877,9 @@ extern "C" fn psr_free<D: BdevDevice>(device: *mut c_void) {
 
 // ---- the module's hooks --------------------------------------------------------------------------
 
+/// Looks at a new bdev, asynchronously if it is of interest.
+pub type ExamineDisk = fn(&BdevInfo) -> Option<LocalFuture<()>>;
+
 /// What the module does beside its devices. All on the app thread.
 #[derive(Default)]
 pub struct ModuleHooks {
@@ -886,7 +892,7 @@ pub struct ModuleHooks {
     /// A bdev has come. Decide now whether to open and claim it; no I/O yet.
     pub examine_config: Option<fn(&BdevInfo)>,
     /// A bdev has come, and I/O is allowed; start of the app waits for the future. `None`: not ours.
-    pub examine_disk: Option<fn(&BdevInfo) -> Option<LocalFuture<()>>>,
+    pub examine_disk: Option<ExamineDisk>,
 }
 
 static HOOKS: OnceLock<Mutex<&'static ModuleHooks>> = OnceLock::new();
