@@ -1,5 +1,6 @@
 //! The target: starts SPDK with presnap's volumes, stores and methods in it.
 
+use std::io::IsTerminal;
 use std::rc::Rc;
 
 use tracing_subscriber::EnvFilter;

@@ -70,6 +70,8 @@ pub(super) struct Snapshot {
     pub(super) candidates: HashMap<ChunkIndex, Staged>,
     pending: HashMap<ChunkIndex, Pending>,
     queue: VecDeque<ChunkIndex>,
+    /// Pending chunks to look at again soon: commands are in flight on them.
+    draining: Vec<ChunkIndex>,
     /// Pending chunks that a foreground command waits for; they go first and unpaced.
     urgent: VecDeque<ChunkIndex>,
     /// Chunks with parked commands, and since when.
@@ -96,6 +98,7 @@ impl Snapshot {
             candidates: HashMap::new(),
             pending: HashMap::new(),
             queue: VecDeque::new(),
+            draining: Vec::new(),
             urgent: VecDeque::new(),
             waiting: HashMap::new(),
             rows: Vec::new(),
@@ -191,13 +194,10 @@ impl Engine {
             );
             return self.fail(reason, slots);
         }
-        let draining: Vec<ChunkIndex> = snapshot
-            .pending
-            .iter()
-            .filter_map(|(chunk, state)| (*state == Pending::Draining).then_some(*chunk))
-            .collect();
-        for chunk in draining {
-            self.visit(chunk);
+        for chunk in std::mem::take(&mut snapshot.draining) {
+            if self.under_way().pending.get(&chunk) == Some(&Pending::Draining) {
+                self.visit(chunk);
+            }
         }
         self.walk();
         self.launch(now, slots);
@@ -285,6 +285,7 @@ impl Engine {
                 }
                 ChunkState::Draining => {
                     snapshot.pending.insert(chunk, Pending::Draining);
+                    snapshot.draining.push(chunk);
                     return;
                 }
                 ChunkState::Staging => {
@@ -550,6 +551,7 @@ impl Engine {
         snapshot.record.times.complete_us = 0;
         snapshot.pending.clear();
         snapshot.queue.clear();
+        snapshot.draining.clear();
         snapshot.urgent.clear();
         snapshot.waiting.clear();
         snapshot.rows.clear();

@@ -151,9 +151,10 @@ async fn store_object(store: &StoreHost, state: StoreState) -> Store {
     for known in store.all_known() {
         let record = known.record.borrow();
         let attached = world().attached(store, record.id);
-        if let Some(volume) = &attached {
-            staged += volume.with_engine(Engine::staged_slots_taken);
-        }
+        staged += match &attached {
+            Some(volume) => volume.with_engine(Engine::staged_slots_taken),
+            None => known.saved_staged_slots.get(),
+        };
         volumes.push(StoreVolume {
             name: record.name.clone(),
             uuid: record.uuid,

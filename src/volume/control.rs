@@ -407,6 +407,7 @@ async fn open_volume(
     // From here on the saved state is in memory only.
     store.execute(CatalogRequest::OpenVolume { volume: id }).await.map_err(of_store)?;
     known.record.borrow_mut().clean = false;
+    known.saved_staged_slots.set(0);
     let settings = options.tuning.settings(store.superblock.slot_count);
     let compare = !clean && view.is_some();
     let mut engine = Engine::new(Arc::clone(&gate), id, settings, compare, volume::now());
@@ -601,6 +602,10 @@ pub async fn create_snapshot(
     let record = reached.ok_or_else(|| gone_meanwhile(volume_name, name))?;
     if record.state == SnapshotState::Failed {
         let reason = record.reason.clone().unwrap_or_default();
+        if record.times.consistent_us == 0 {
+            // It never came to a cut: nothing of it is worth keeping.
+            drop_record(&volume.store, &known, seq).await?;
+        }
         let sort = if reason.contains("free slots") { Sort::NoSpace } else { Sort::Io };
         return Err(Failure::new(
             sort,

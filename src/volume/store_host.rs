@@ -40,6 +40,8 @@ pub struct KnownVolume {
     pub completing: RefCell<Option<SlotMap>>,
     /// Bdevs of its snapshots.
     pub hosts: RefCell<BTreeMap<SnapshotSeq, Rc<SnapshotHost>>>,
+    /// Slots of staged copies that were saved at the last clean stop, while it is detached.
+    pub saved_staged_slots: Cell<u64>,
     /// A snapshot is being deleted: no other, and no cut, until it is.
     pub deleting: Cell<bool>,
 }
@@ -146,11 +148,13 @@ impl StoreHost {
         });
         for volume in loaded.volumes {
             let last_seq = volume.state.last_seq;
-            host.add_known(
+            let staged = volume.state.staged.iter().filter(|staged| staged.slot.is_some()).count();
+            let known = host.add_known(
                 volume.state.record,
                 Chain::new(volume.state.snapshots, last_seq),
                 volume.views.into_iter().collect(),
             );
+            known.saved_staged_slots.set(staged as u64);
         }
         if world.stores.borrow().contains_key(&host.name) {
             let failure = Failure::new(
@@ -213,6 +217,7 @@ impl StoreHost {
             views: RefCell::new(views),
             completing: RefCell::new(None),
             hosts: RefCell::default(),
+            saved_staged_slots: Cell::new(0),
             deleting: Cell::new(false),
         });
         self.known.borrow_mut().insert(id, Rc::clone(&known));

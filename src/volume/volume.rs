@@ -615,7 +615,10 @@ impl Volume {
         let ticker = self.ticker.borrow_mut().take();
         let worker = self.worker.borrow_mut().take();
         drop((ticker, worker));
-        if !self.saved.get() {
+        if self.saved.get() {
+            let slots = self.engine.borrow().staged_slots_taken();
+            self.known().saved_staged_slots.set(slots);
+        } else {
             // Staged copies are nobody's any more.
             let mut slots = self.store.slots.borrow_mut();
             for slot in self.engine.borrow().droppable_slots() {
