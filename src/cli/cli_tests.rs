@@ -181,6 +181,57 @@ fn raw_calls_print_json() {
 }
 
 #[test]
+fn save_config_is_put_together_as_rpc_py_does_it() {
+    let target = Target::new(Box::new(|method, params| match method {
+        "framework_get_subsystems" => Ok(json!([
+            {"subsystem": "bdev", "depends_on": []},
+            {"subsystem": "nvmf", "depends_on": ["bdev"]},
+            {"subsystem": "accel", "depends_on": []},
+        ])),
+        "framework_get_config" if params["name"] == "accel" => Ok(json!(null)),
+        "framework_get_config" => {
+            Ok(json!([{"method": format!("{}_set", params["name"].as_str().unwrap())}]))
+        }
+        _ => Err((crate::rpc::METHOD_NOT_FOUND_CODE, "Method not found".into())),
+    }));
+    let (status, out, err) = target.run("presnap rpc save_config");
+    assert_eq!((status, err.as_str()), (0, ""));
+    let wanted = json!({"subsystems": [
+        {"subsystem": "bdev", "config": [{"method": "bdev_set"}]},
+        {"subsystem": "nvmf", "config": [{"method": "nvmf_set"}]},
+        {"subsystem": "accel", "config": null},
+    ]});
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap(), wanted);
+}
+
+#[test]
+fn a_target_may_die_of_spdk_kill_instance_before_it_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("dying.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            BufReader::new(stream.unwrap()).read_line(&mut String::new()).unwrap();
+        }
+    });
+    let socket = socket.display();
+    let kill = "presnap rpc spdk_kill_instance {\"sig_name\":\"SIGTERM\"}";
+    let (status, out, err) = run(&format!("{kill} --socket {socket}"), false);
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "true\n", ""));
+    assert_eq!(run(&format!("presnap rpc bdev_get_bdevs --socket {socket}"), false).0, 1);
+}
+
+#[test]
+fn other_spdk_targets_are_recognised() {
+    let target = Target::new(Box::new(|_, _| {
+        Err((crate::rpc::METHOD_NOT_FOUND_CODE, "Method not found".into()))
+    }));
+    let (status, _, err) = target.run("presnap store list");
+    assert_eq!(status, 1);
+    assert!(err.contains("does not know presnap_get_stores: it is another SPDK target"), "{err}");
+}
+
+#[test]
 fn volumes_are_found_among_bdevs() {
     let volume = serde_json::to_value(Volume::example()).unwrap();
     let target = Target::new(Box::new(move |method, params| {

@@ -123,12 +123,7 @@ fn perform(request: &Request, console: &mut Console<'_>) -> Result<String, Failu
         }
         Action::ListMethods => Ok(render::methods()),
         Action::Serve(options) => start(options).map(|()| String::new()).map_err(Failure::refused),
-        Action::Raw(method, params) => {
-            let mut client = Client::connect(&request.socket)?;
-            let slow = rpc::method(method).is_some_and(|method| method.slow);
-            let timeout = request.timeout.or((!slow).then_some(ANSWER_TIMEOUT));
-            Ok(pretty(&client.call(method, params.as_ref(), timeout)?))
-        }
+        Action::Raw(method, params) => raw(request, method, params.as_ref()),
         Action::ListVolumes(name) => list_volumes(request, name.as_deref()),
         Action::Call(method, params) => call(request, method, params, console),
     }
@@ -146,6 +141,36 @@ fn start(_options: &ServeOptions) -> Result<(), String> {
         .into())
 }
 
+fn raw(request: &Request, method: &str, params: Option<&Value>) -> Result<String, Failure> {
+    let mut client = Client::connect(&request.socket)?;
+    let slow = rpc::method(method).is_some_and(|method| method.slow);
+    let timeout = request.timeout.or((!slow).then_some(ANSWER_TIMEOUT));
+    match client.call(method, params, timeout) {
+        // Not a method of SPDK's targets, but of its rpc.py, where people know it from.
+        Err(ClientError::Refused(error))
+            if method == "save_config" && error.code == rpc::METHOD_NOT_FOUND_CODE =>
+        {
+            Ok(pretty(&saved_config(&mut client, timeout)?))
+        }
+        // What dies may be gone before it answers: SPDK's own client takes that for success too.
+        Err(ClientError::Closed { .. }) if method == "spdk_kill_instance" => Ok("true\n".into()),
+        result => Ok(pretty(&result?)),
+    }
+}
+
+/// The configuration of every subsystem, in the form that `presnap serve --config` takes.
+fn saved_config(client: &mut Client, timeout: Option<Duration>) -> Result<Value, ClientError> {
+    let list = client.call("framework_get_subsystems", None, timeout)?;
+    let names = list.as_array().into_iter().flatten().map(|entry| &entry["subsystem"]);
+    let mut subsystems = Vec::new();
+    for name in names {
+        let config =
+            client.call("framework_get_config", Some(&json!({ "name": name })), timeout)?;
+        subsystems.push(json!({"subsystem": name, "config": config}));
+    }
+    Ok(json!({ "subsystems": subsystems }))
+}
+
 fn call(
     request: &Request,
     method: &Method,
@@ -159,13 +184,24 @@ fn call(
         && params["wait"] != "consistent"
         && console.err_is_terminal
         && !request.json;
-    let value = if shows_progress {
+    let answer = if shows_progress {
         progress::during(&request.socket, params, console.err, || {
             client.call(method.name, Some(params), timeout)
-        })?
+        })
     } else {
-        client.call(method.name, Some(params), timeout)?
+        client.call(method.name, Some(params), timeout)
     };
+    let value = answer.map_err(|error| match error {
+        ClientError::Refused(error) if error.code == rpc::METHOD_NOT_FOUND_CODE => {
+            Failure::refused(format!(
+                "the target at {} does not know {}: it is another SPDK target or an older presnap; \
+                 name presnap's socket with --socket",
+                request.socket.display(),
+                method.name
+            ))
+        }
+        error => error.into(),
+    })?;
     let text = if request.json {
         pretty(&value)
     } else {
