@@ -77,7 +77,7 @@ METHODS = [
         ('name', 'str', True, True, None,
          'Name of the new snapshot, unique in its volume. (name)'),
         ('uuid', 'str', False, False, None,
-         'UUID of the snapshot; the exported namespace\'s UUID and NGUID derive from it. (UUID; default: a random one)'),
+         'UUID of the snapshot, and of its exported namespace. (UUID; default: a random one)'),
         ('wait', 'str', False, False, ['consistent', 'complete'],
          'Answer when the snapshot is readable (consistent) or when it needs nothing of the master any more (complete). ("consistent" or "complete"; default: "complete")'),
         ('timeout_ms', 'int', False, False, None,

@@ -18,9 +18,12 @@ fn configs() -> Vec<(String, Value)> {
         let path = entry.expect("configs/ can be read").path();
         if path.extension().is_some_and(|extension| extension == "json") {
             let text = std::fs::read_to_string(&path).expect("a configuration can be read");
-            let value =
-                serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path:?}: {error}"));
-            all.push((path.file_name().unwrap().to_string_lossy().into_owned(), value));
+            let value = serde_json::from_str(&text)
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            all.push((
+                path.file_name().expect("files have names").to_string_lossy().into_owned(),
+                value,
+            ));
         }
     }
     all.sort_by(|left, right| left.0.cmp(&right.0));

@@ -13,10 +13,6 @@ pub struct ServeOptions {
     #[arg(long, short = 'c', value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Go on when a method in the configuration fails, instead of stopping
-    #[arg(long, requires = "config")]
-    pub ignore_config_errors: bool,
-
     /// Cores for SPDK's reactors: a hexadecimal mask or a list
     #[arg(long, short = 'm', value_name = "MASK", default_value = "0x1", value_parser = cores)]
     pub cores: String,
@@ -50,10 +46,6 @@ pub struct ServeOptions {
     /// Least important messages of SPDK to log
     #[arg(long, value_enum, default_value_t = LogLevel::Notice)]
     pub log_level: LogLevel,
-
-    /// SPDK log flags to switch on, such as nvmf or bdev (several: comma-separated)
-    #[arg(long, value_name = "FLAG", value_delimiter = ',')]
-    pub log_flags: Vec<String>,
 
     /// JSON-RPC socket to listen on: the value of `--socket`.
     #[arg(skip)]

@@ -94,7 +94,7 @@ const DEVICE_ERROR: ErrorCase = ErrorCase {
 const STORE_IN_USE: ErrorCase = ErrorCase {
     errno: Errno::Busy,
     when: "a volume uses the store, or one of its snapshots is exported",
-    remedy: "delete the volumes' bdevs (`presnap volume delete`, keeps data) and exports first",
+    remedy: "delete the volume's bdev (`presnap volume delete`, keeps data) or the export first",
 };
 
 const STORE_NAME: Param = Param::text("name", Text::Name, "Name of the store.");
@@ -138,7 +138,7 @@ pub const METHODS: &[Method] = &[
             },
             ErrorCase {
                 errno: Errno::Inval,
-                when: "the bdev has metadata (DIF), or its block size does not divide 4096",
+                when: "the bdev has metadata (DIF), is zoned, or has blocks that do not fit",
                 remedy: "use a bdev with 512 or 4096 byte blocks and without metadata",
             },
             DEVICE_ERROR,
@@ -158,8 +158,7 @@ pub const METHODS: &[Method] = &[
         summary: "Loads a store that is on a bdev.",
         details: "Stores are also loaded by themselves when their bdev appears; loading a loaded \
                   store again changes nothing. With both parameters, the store on the bdev must \
-                  have that name. By name alone: only a store whose bdev this process has seen. \
-                  Never formats anything.",
+                  have that name; by name alone, it must be loaded already. Never formats anything.",
         params: &[STORE_BDEV, STORE_NAME],
         one_of: &["bdev", "name"],
         example: r#"{"bdev": "Nvme1n1"}"#,
@@ -254,8 +253,10 @@ pub const METHODS: &[Method] = &[
         summary: "Creates a volume: a bdev on top of a master, with snapshots in a store.",
         details: "From then on the volume is the only way to write to the master. A volume that \
                   the store already knows under this name comes back with its snapshots; the \
-                  master must then be the same. If the master is not there yet, the volume is \
-                  created when it appears (as with SPDK's other virtual bdevs).",
+                  master must then be the same. Master and store must have the same block size.\n\n\
+                  In a configuration that is loaded at start, the method may stand before those \
+                  that bring master and store: the volume is created when both are there, as with \
+                  SPDK's other virtual bdevs.",
         params: &[
             Param::text("name", Text::Name, "Name of the volume bdev.").required(),
             Param::text("base_bdev", Text::Bdev, "The master.").required(),
@@ -280,6 +281,7 @@ pub const METHODS: &[Method] = &[
         errors: &[
             NO_STORE,
             STORE_GONE,
+            NO_BDEV,
             CLAIMED,
             ErrorCase {
                 errno: Errno::Exist,
@@ -293,8 +295,9 @@ pub const METHODS: &[Method] = &[
             },
             ErrorCase {
                 errno: Errno::Inval,
-                when: "the chunk size is not the store's slot size or below the block size, or the \
-                       master has metadata (DIF)",
+                when: "the chunk size is not the store's slot size; or the master has another block \
+                       size than the store, has metadata (DIF), is zoned, holds the store, or is a \
+                       snapshot",
                 remedy: "leave chunk_size_kib out, or use another store or master",
             },
             ErrorCase {
@@ -317,21 +320,15 @@ pub const METHODS: &[Method] = &[
         name: "bdev_presnap_delete",
         summary: "Deletes a volume bdev and leaves master, store and snapshots as they are.",
         details: "A clean stop: dirty chunks and staged copies are saved, and a later \
-                  bdev_presnap_create with the same name goes on from there. A snapshot that is \
-                  not complete is failed.",
+                  bdev_presnap_create with the same name goes on from there. Complete snapshots \
+                  stay readable and exported; one that is not complete is failed. The store \
+                  forgets a volume that has no snapshots.",
         params: &[Param::text("name", Text::Name, "Name of the volume.").required()],
         one_of: &[],
         example: r#"{"name": "vol0"}"#,
         reply: Reply::True,
         reply_doc: "Done.",
-        errors: &[
-            NO_VOLUME,
-            ErrorCase {
-                errno: Errno::Busy,
-                when: "one of its snapshots is exported",
-                remedy: "remove the export with presnap_snapshot_unexport",
-            },
-        ],
+        errors: &[NO_VOLUME],
         command: Command {
             path: &["volume", "delete"],
             positional: &["name"],
@@ -347,8 +344,8 @@ pub const METHODS: &[Method] = &[
                   at all. It is crash-consistent: like the disk of a machine that lost power. For \
                   more, flush or freeze the application before the request.\n\n\
                   Repeating a request with the same `uuid`, `volume` and `name` makes no second \
-                  snapshot: it waits for the first and answers with it. So choose a UUID, and \
-                  repeat after a lost connection.\n\n\
+                  snapshot: it waits for the first and answers with it; one that failed is taken \
+                  anew. So choose a UUID, and repeat after a lost connection.\n\n\
                   `timeout_ms` is a deadline for what is awaited. When it passes first, the \
                   snapshot is given up, nothing of it stays behind, and the answer is \
                   `-ETIMEDOUT`. Foreground commands go on in every case.",
@@ -356,12 +353,8 @@ pub const METHODS: &[Method] = &[
             VOLUME.required(),
             Param::text("name", Text::Name, "Name of the new snapshot, unique in its volume.")
                 .required(),
-            Param::text(
-                "uuid",
-                Text::Uuid,
-                "UUID of the snapshot; the exported namespace's UUID and NGUID derive from it.",
-            )
-            .or_else("a random one"),
+            Param::text("uuid", Text::Uuid, "UUID of the snapshot, and of its exported namespace.")
+                .or_else("a random one"),
             Param::choice(
                 "wait",
                 &["consistent", "complete"],
@@ -400,12 +393,17 @@ pub const METHODS: &[Method] = &[
                 remedy: "delete snapshots, or use a larger store",
             },
             ErrorCase {
+                errno: Errno::Io,
+                when: "the snapshot failed; the message has the reason",
+                remedy: "see the log of the target; delete the failed snapshot or repeat with its \
+                         uuid",
+            },
+            ErrorCase {
                 errno: Errno::TimedOut,
                 when: "the deadline passed",
                 remedy: "repeat with a longer timeout_ms, or wait for `consistent` only",
             },
             STORE_GONE,
-            DEVICE_ERROR,
         ],
         command: Command {
             path: &["snapshot", "create"],
@@ -455,8 +453,8 @@ pub const METHODS: &[Method] = &[
             NO_SNAPSHOT,
             ErrorCase {
                 errno: Errno::Busy,
-                when: "the snapshot is exported or open",
-                remedy: "remove the export with presnap_snapshot_unexport, or what has it open",
+                when: "the snapshot is exported, or a completing one builds on it",
+                remedy: "remove the export with presnap_snapshot_unexport, or wait for that one",
             },
             STORE_GONE,
             DEVICE_ERROR,
@@ -472,9 +470,10 @@ pub const METHODS: &[Method] = &[
         name: "presnap_snapshot_export",
         summary: "Exports a snapshot as a read-only NVMe-oF namespace.",
         details: "Makes an NVMe-oF subsystem with one namespace, `<volume>@<snapshot>`, whose \
-                  write-protect attribute is set and whose UUID and NGUID derive from the \
-                  snapshot's UUID, so that they are the same after a restart. The transport must \
-                  exist (nvmf_create_transport). Works from the cut on.",
+                  write-protect attribute is set and whose UUID and NGUID are the snapshot's UUID, so \
+                  that they are the same after a restart. A transport that is missing is created \
+                  with SPDK's default options. Works from the cut on. Exporting under the same \
+                  NQN again changes nothing.",
         params: &[
             VOLUME.required(),
             SNAPSHOT.required(),
@@ -499,14 +498,18 @@ pub const METHODS: &[Method] = &[
             NO_SNAPSHOT,
             ErrorCase {
                 errno: Errno::Exist,
-                when: "the snapshot is exported already, or a subsystem has this NQN",
+                when: "the snapshot is exported under another NQN, or a subsystem has this NQN",
                 remedy: "see `presnap snapshot list --json`; unexport it, or choose another nqn",
             },
             ErrorCase {
                 errno: Errno::Inval,
                 when: "the snapshot has failed, or the target cannot listen on the address",
-                remedy: "export another snapshot; create the transport with nvmf_create_transport; \
-                         check trtype, traddr and trsvcid",
+                remedy: "export another snapshot; check trtype, traddr and trsvcid",
+            },
+            ErrorCase {
+                errno: Errno::Busy,
+                when: "the snapshot is not readable yet",
+                remedy: "wait until its create request has made it consistent",
             },
             STORE_GONE,
         ],
@@ -524,7 +527,8 @@ pub const METHODS: &[Method] = &[
     Method {
         name: "presnap_snapshot_unexport",
         summary: "Removes the export of a snapshot.",
-        details: "Hosts that are connected are disconnected. The snapshot stays.",
+        details: "Hosts that are connected are disconnected. The snapshot stays. A subsystem to which \
+                  other namespaces were added stays with those.",
         params: &[VOLUME.required(), SNAPSHOT.required()],
         one_of: &[],
         example: r#"{"volume": "vol0", "name": "monday"}"#,
@@ -568,7 +572,8 @@ pub const METHODS: &[Method] = &[
     Method {
         name: "presnap_get_chunks",
         summary: "What is known of a volume's chunks.",
-        details: "Read one page, then go on with `start` set to `next`.",
+        details: "Read one page, then go on with `start` set to `next`. Beyond the end of the \
+                  volume the page is empty.",
         params: &[
             VOLUME.required(),
             Param::integer("start", "chunks", (0, 1 << 40), "First chunk looked at.").or("0"),
@@ -580,14 +585,7 @@ pub const METHODS: &[Method] = &[
         example: r#"{"volume": "vol0", "start": 0, "count": 2}"#,
         reply: Reply::Chunks,
         reply_doc: "A page of chunks.",
-        errors: &[
-            NO_VOLUME,
-            ErrorCase {
-                errno: Errno::Inval,
-                when: "`start` is not below the volume's number of chunks",
-                remedy: "see `total` of an earlier page, or `presnap volume list`",
-            },
-        ],
+        errors: &[NO_VOLUME],
         command: Command {
             path: &["chunks"],
             positional: &["volume"],
