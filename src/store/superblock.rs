@@ -20,7 +20,8 @@ pub mod layout {
     pub const MAGIC: [u8; 8] = *b"PRSNAP\x1a\n";
     /// Version that this presnap writes and the newest that it reads.
     pub const VERSION: u32 = 1;
-    /// Size of one superblock copy in bytes.
+    /// Bytes set aside for one superblock copy: one block of any device. Those behind the checksum
+    /// are zero.
     pub const SUPERBLOCK_BYTES: usize = 4096;
     /// Byte offset of copy A on the device.
     pub const COPY_A_OFFSET: u64 = 0;
@@ -75,8 +76,9 @@ pub mod layout {
     pub const AT_SLOTS_OFFSET: usize = 104;
     /// Field: name.
     pub const AT_NAME: usize = 112;
-    /// Field: checksum of all bytes before it.
-    pub const AT_CHECKSUM: usize = 4092;
+    /// Field: checksum of all bytes before it. All fields lie in the first 512 bytes, which any
+    /// device writes whole or not at all.
+    pub const AT_CHECKSUM: usize = 508;
 
     /// Incompatible features that this presnap knows.
     pub const FEATURES_INCOMPAT_KNOWN: u64 = 0;

@@ -8,8 +8,6 @@
 mod check;
 mod codec;
 mod requests;
-#[cfg(test)]
-mod tests;
 
 use std::{ops::RangeInclusive, sync::Arc};
 
@@ -166,6 +164,13 @@ impl Catalog {
     /// [`Error::Unsupported`] for tables of a newer presnap, [`Error::Device`],
     /// [`Error::Catalog`].
     pub fn open(device: SharedDevice, superblock: &Superblock) -> Result<Self> {
+        let mut catalog = Self::open_as_left(device, superblock)?;
+        catalog.fail_interrupted()?;
+        Ok(catalog)
+    }
+
+    /// Opens the catalog and leaves snapshots that were completing as they are.
+    pub(super) fn open_as_left(device: SharedDevice, superblock: &Superblock) -> Result<Self> {
         let (offset, size) = (superblock.catalog_offset, superblock.catalog_bytes);
         let region = Region::open(device, offset, size)?;
         if region.length_bytes() == 0 {
@@ -174,7 +179,6 @@ impl Catalog {
         let mut catalog = Self::new(region, superblock);
         catalog.reopen()?;
         catalog.check_identity()?;
-        catalog.fail_interrupted()?;
         Ok(catalog)
     }
 

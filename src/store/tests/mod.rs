@@ -1,6 +1,11 @@
 //! Tests of the store as a whole: format, load, what a crash leaves.
 
-use std::sync::Arc;
+mod chain;
+mod crash;
+mod damage;
+mod full;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use uuid::Uuid;
 
@@ -77,6 +82,29 @@ fn take(catalog: &mut Catalog, volume: VolumeId, seq: u32, rows: &[(u32, SlotRef
     record.bytes_used = slots * u64::from(SLOT_BYTES);
     let rows = rows.iter().map(|(chunk, at)| (ChunkIndex(*chunk), *at)).collect();
     catalog.execute(CatalogRequest::CompleteSnapshot { record, rows }).unwrap();
+}
+
+/// All that a store holds, to compare two of them.
+#[derive(Clone, Debug, PartialEq)]
+struct Content {
+    volumes: Vec<LoadedVolume>,
+    rows: BTreeMap<(VolumeId, SnapshotSeq, ChunkIndex), SlotRef>,
+}
+
+/// Reads all of a catalog, which must be in order.
+fn content(catalog: &Catalog) -> Content {
+    let report = catalog.check().unwrap();
+    assert_eq!(report.problems, Vec::<String>::new());
+    let mut content = Content { volumes: Vec::new(), rows: BTreeMap::new() };
+    for record in catalog.volumes().unwrap() {
+        content.volumes.push(catalog.load_state(record.id).unwrap());
+        let visit = |seq, chunk, at| {
+            content.rows.insert((record.id, seq, chunk), at);
+            Ok(())
+        };
+        catalog.for_each_row(record.id, visit).unwrap();
+    }
+    content
 }
 
 #[test]
