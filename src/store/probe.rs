@@ -217,7 +217,7 @@ fn probe_mbr(head: &[u8]) -> Option<&'static str> {
         return None;
     }
     let entries = head[446..510].chunks_exact(16);
-    let sane = entries.clone().all(|entry| entry[0] & 0x7f == 0);
+    let sane = entries.clone().all(|entry| matches!(entry[0], 0 | 0x80));
     let used = entries.clone().any(|entry| entry[4] != 0 && u32_at(entry, 12) != 0);
     if sane && used {
         return Some("a DOS partition table");

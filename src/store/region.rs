@@ -2,7 +2,7 @@
 //!
 //! redb wants a file with a length of its own. The region begins with two blocks that hold the
 //! length (A and B, by turns, with sequence and checksum), the file's bytes follow. What redb
-//! relies on (its 4.6.0 sources, page_manager.rs and header.rs):
+//! relies on (its 4.6.0 sources, `page_manager.rs` and `header.rs`):
 //! - the length is exactly that of a layout: any multiple of its 4 KiB pages;
 //! - after a crash it may be longer than the layout, then redb takes over the longer one, but
 //!   never shorter: redb flushes after growing before it uses the new pages, and shrinks only once

@@ -192,6 +192,7 @@ impl SimDevice {
     }
 
     /// A second device with the same images, without the faults. Cheap.
+    #[must_use]
     pub fn fork(&self) -> SimDevice {
         let mut state = self.lock().clone();
         state.stop_at = None;
@@ -205,6 +206,7 @@ impl SimDevice {
     }
 
     /// What is on the device after a power cut now, as a device of its own. Cheap.
+    #[must_use]
     pub fn crash(&self, mode: CrashMode) -> SimDevice {
         let state = self.lock();
         let image = match mode {

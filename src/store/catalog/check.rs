@@ -67,7 +67,7 @@ impl Catalog {
         let table = tx.open_table(SNAPSHOTS).map_err(table_error(OPERATION))?;
         for entry in table.iter().map_err(storage_error(OPERATION))? {
             let (key, value) = entry.map_err(storage_error(OPERATION))?;
-            let (volume, seq) = codec::pair_of(key.value());
+            let (volume, seq) = codec::pair_of(*key.value());
             let seq = SnapshotSeq(seq);
             let record = codec::decode_snapshot(volume, seq, value.value()).map_err(damaged)?;
             match volumes.get(&volume) {
@@ -106,7 +106,7 @@ impl Catalog {
             if chunks.is_some_and(|chunks| u64::from(chunk.0) >= chunks) {
                 report.problems.push(format!("{} behind the volume's end", owner()));
             }
-            match codec::decode_slot_ref(value.value()).slot() {
+            match codec::decode_slot_ref(*value.value()).slot() {
                 None => report.zero_rows += 1,
                 Some(slot) => {
                     report.own(slot, self.slot_count, &owner());
@@ -130,7 +130,7 @@ impl Catalog {
         let table = tx.open_table(STAGED).map_err(table_error(OPERATION))?;
         for entry in table.iter().map_err(storage_error(OPERATION))? {
             let (key, value) = entry.map_err(storage_error(OPERATION))?;
-            let (volume, chunk) = codec::pair_of(key.value());
+            let (volume, chunk) = codec::pair_of(*key.value());
             let owner = format!("staged chunk {chunk} of volume {}", volume.0);
             report.staged += 1;
             if !clean(volume) {
@@ -144,7 +144,7 @@ impl Catalog {
         let table = tx.open_table(DIRTY).map_err(table_error(OPERATION))?;
         for entry in table.iter().map_err(storage_error(OPERATION))? {
             let (key, _) = entry.map_err(storage_error(OPERATION))?;
-            let (volume, word) = codec::pair_of(key.value());
+            let (volume, word) = codec::pair_of(*key.value());
             if !clean(volume) {
                 report.problems.push(format!(
                     "dirty word {word} of volume {}, which was not stopped cleanly (I7)",

@@ -52,8 +52,8 @@ pub fn volume_key(volume: VolumeId) -> VolumeKey {
     volume.0.to_be_bytes()
 }
 
-pub fn volume_of(key: &VolumeKey) -> VolumeId {
-    VolumeId(u32::from_be_bytes(*key))
+pub fn volume_of(key: VolumeKey) -> VolumeId {
+    VolumeId(u32::from_be_bytes(key))
 }
 
 /// Two numbers as an ordered key: (volume, seq), (volume, chunk) or (volume, dirty word).
@@ -64,8 +64,8 @@ pub fn pair_key(volume: VolumeId, second: u32) -> [u8; 8] {
     key
 }
 
-pub fn pair_of(key: &[u8; 8]) -> (VolumeId, u32) {
-    (VolumeId(u32::from_be_bytes(array_at(key, 0))), u32::from_be_bytes(array_at(key, 4)))
+pub fn pair_of(key: [u8; 8]) -> (VolumeId, u32) {
+    (VolumeId(u32::from_be_bytes(array_at(&key, 0))), u32::from_be_bytes(array_at(&key, 4)))
 }
 
 pub fn row_key(volume: VolumeId, seq: SnapshotSeq, chunk: ChunkIndex) -> RowKey {
@@ -95,10 +95,10 @@ pub fn encode_slot_ref(slot_ref: SlotRef) -> [u8; ROW_BYTES] {
     value
 }
 
-pub fn decode_slot_ref(value: &[u8; ROW_BYTES]) -> SlotRef {
-    match u32_at(value, 0) {
+pub fn decode_slot_ref(value: [u8; ROW_BYTES]) -> SlotRef {
+    match u32_at(&value, 0) {
         SLOT_ZERO => SlotRef::Zero,
-        slot => SlotRef::Slot { slot: SlotIndex(slot), crc32c: u32_at(value, 4) },
+        slot => SlotRef::Slot { slot: SlotIndex(slot), crc32c: u32_at(&value, 4) },
     }
 }
 

@@ -223,7 +223,7 @@ impl Catalog {
         self.region.take_overflow();
         let open = |region: &Arc<Region>| {
             let mut builder = Builder::new();
-            builder.set_cache_size(CACHE_BYTES);
+            builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
             builder.create_with_backend(region.backend())
         };
         let opened = match open(&self.region) {
@@ -325,6 +325,7 @@ impl Catalog {
         let database = self.database.as_ref().ok_or(Failure::Refused(Error::Closed))?;
         let mut tx =
             database.begin_write().map_err(|source| lost(Error::catalog(operation, source)))?;
+        tx.set_two_phase_commit(true);
         tx.set_durability(Durability::Immediate)
             .map_err(|source| lost(Error::catalog(operation, source)))?;
         let prepared = self.check_room(&tx, operation, room).and_then(|()| {
@@ -384,6 +385,8 @@ impl Catalog {
     /// [`Error::NoVolume`], [`Error::NoSnapshot`], [`Error::Exists`], [`Error::Busy`],
     /// [`Error::Refused`] for a request that contradicts the catalog, [`Error::CatalogFull`],
     /// [`Error::Device`], [`Error::Catalog`]. In each case nothing has changed.
+    // By value: who asks has no use for the rows any more, and may be another thread.
+    #[allow(clippy::needless_pass_by_value)]
     pub fn execute(&mut self, request: CatalogRequest) -> Result<CatalogReply> {
         self.execute_request(&request)
     }
@@ -466,7 +469,7 @@ impl Catalog {
         for entry in rows.map_err(storage_error(OPERATION))? {
             let (key, value) = entry.map_err(storage_error(OPERATION))?;
             let (_, seq, chunk) = codec::row_of(key.value());
-            visit(seq, chunk, codec::decode_slot_ref(value.value()))?;
+            visit(seq, chunk, codec::decode_slot_ref(*value.value()))?;
         }
         Ok(())
     }
@@ -494,7 +497,7 @@ impl Catalog {
             .map(|entry| {
                 let (key, value) = entry.map_err(storage_error(OPERATION))?;
                 let (_, _, chunk) = codec::row_of(key.value());
-                Ok((chunk, codec::decode_slot_ref(value.value())))
+                Ok((chunk, codec::decode_slot_ref(*value.value())))
             })
             .collect()
     }
@@ -527,6 +530,24 @@ impl Catalog {
         let Some(database) = self.database.take() else { return Ok(()) };
         database.close().map_err(|source| Error::catalog("close", source))
     }
+}
+
+/// Bytes of a volume's value, for the test that compares them with the document.
+#[cfg(test)]
+pub(super) fn volume_bytes(record: &VolumeRecord, last_seq: SnapshotSeq) -> Vec<u8> {
+    codec::encode_volume(&VolumeRow { record: record.clone(), last_seq })
+}
+
+/// Bytes of a snapshot's value, likewise.
+#[cfg(test)]
+pub(super) fn snapshot_bytes(record: &SnapshotRecord) -> Vec<u8> {
+    codec::encode_snapshot(record)
+}
+
+/// Bytes of a staged chunk's value, likewise.
+#[cfg(test)]
+pub(super) fn staged_bytes(staged: &StagedRecord) -> Vec<u8> {
+    codec::encode_staged(staged).to_vec()
 }
 
 fn next_transaction_number(tx: &WriteTransaction, operation: &'static str) -> Result<u64> {

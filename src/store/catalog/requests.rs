@@ -68,7 +68,7 @@ fn all_volumes(
         .map_err(storage_error(operation))?
         .map(|entry| {
             let (key, value) = entry.map_err(storage_error(operation))?;
-            codec::decode_volume(codec::volume_of(key.value()), value.value()).map_err(damaged)
+            codec::decode_volume(codec::volume_of(*key.value()), value.value()).map_err(damaged)
         })
         .collect()
 }
@@ -94,7 +94,7 @@ pub(super) fn snapshots_of(
         .map_err(storage_error(operation))?
         .map(|entry| {
             let (key, value) = entry.map_err(storage_error(operation))?;
-            let (_, seq) = codec::pair_of(key.value());
+            let (_, seq) = codec::pair_of(*key.value());
             codec::decode_snapshot(volume, SnapshotSeq(seq), value.value()).map_err(damaged)
         })
         .collect()
@@ -111,7 +111,7 @@ pub(super) fn dirty_of(
         .map_err(storage_error(operation))?
         .map(|entry| {
             let (key, value) = entry.map_err(storage_error(operation))?;
-            Ok((codec::pair_of(key.value()).1, value.value()))
+            Ok((codec::pair_of(*key.value()).1, value.value()))
         })
         .collect()
 }
@@ -127,7 +127,7 @@ pub(super) fn staged_of(
         .map_err(storage_error(operation))?
         .map(|entry| {
             let (key, value) = entry.map_err(storage_error(operation))?;
-            let (_, chunk) = codec::pair_of(key.value());
+            let (_, chunk) = codec::pair_of(*key.value());
             Ok(codec::decode_staged(ChunkIndex(chunk), value.value()))
         })
         .collect()
@@ -146,7 +146,7 @@ fn rows_in(
         .map(|entry| {
             let (key, value) = entry.map_err(storage_error(operation))?;
             let (_, _, chunk) = codec::row_of(key.value());
-            Ok((chunk, codec::decode_slot_ref(value.value())))
+            Ok((chunk, codec::decode_slot_ref(*value.value())))
         })
         .collect()
 }
@@ -612,7 +612,7 @@ impl Catalog {
         let mut interrupted = Vec::new();
         for entry in table.iter().map_err(storage_error(OPERATION))? {
             let (key, value) = entry.map_err(storage_error(OPERATION))?;
-            let (volume, seq) = codec::pair_of(key.value());
+            let (volume, seq) = codec::pair_of(*key.value());
             let record = codec::decode_snapshot(volume, SnapshotSeq(seq), value.value());
             let record = record.map_err(damaged)?;
             if record.state == SnapshotState::Completing {

@@ -4,6 +4,9 @@ mod chain;
 mod crash;
 mod damage;
 mod full;
+mod measure;
+mod probing;
+mod thread;
 
 use std::{collections::BTreeMap, sync::Arc};
 
