@@ -317,7 +317,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
     fn agrees_with_whole_views(steps in steps()) {
         let mut world = World::new();
