@@ -8,11 +8,12 @@
 //! lets every parked command go, then slots and records are cleaned up, then the old epoch's dirty
 //! chunks are made dirty in the current one, since no snapshot holds them.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::crc::CrcCombiner;
 use super::events::{CatalogStep, Copied, CopyJob, Effect, Event, JobId, Micros};
+use super::limits::{FixedHashMap, Limits};
 use super::pacer::Pacer;
 use super::policy::{Policy, PolicyKind};
 use super::records::{
@@ -20,7 +21,7 @@ use super::records::{
     SnapshotState, StagedRecord, VolumeId,
 };
 use super::snapshot::Snapshot;
-use super::staging::{STAGING_IN_FLIGHT_MAX, Sweep};
+use super::staging::Sweep;
 use crate::gate::{BlockMap, ChunkIndex, CopyEnd, Epoch, Gate, Geometry, OperationNumber};
 
 /// Copies under way at once for a snapshot: enough to keep two NVMe devices busy with 256 KiB
@@ -94,6 +95,18 @@ pub enum Purpose {
     Preserve,
 }
 
+/// How far a clean stop has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StopPhase {
+    No,
+    /// Waits for copies and the snapshot under way.
+    Asked,
+    /// Staged copies are made durable.
+    Flush,
+    /// What there is to save was sent, or there is nothing; nothing begins any more.
+    Done,
+}
+
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) chunk: ChunkIndex,
@@ -101,6 +114,8 @@ pub(super) struct Job {
     slot: SlotIndex,
     taken: BlockMap,
     refreshed: Option<Staged>,
+    /// Every block is copied.
+    full: bool,
     epoch: Epoch,
     operation_number: OperationNumber,
     /// The snapshot it was compared with was deleted meanwhile.
@@ -184,12 +199,13 @@ pub struct Engine {
     pub(super) gate: Arc<Gate>,
     pub(super) volume: VolumeId,
     pub(super) settings: Settings,
+    pub(super) limits: Limits,
     combiner: CrcCombiner,
     pub(super) pacer: Pacer,
     pub(super) snapshot: Option<Snapshot>,
     /// Copies of chunks that are dirty in the current epoch.
-    pub(super) staged: HashMap<ChunkIndex, Staged>,
-    pub(super) jobs: HashMap<JobId, Job>,
+    pub(super) staged: FixedHashMap<ChunkIndex, Staged>,
+    pub(super) jobs: FixedHashMap<JobId, Job>,
     job_count: u64,
     pub(super) policy: Policy,
     /// A chunk that is due and waits for the pacer or for room.
@@ -203,8 +219,8 @@ pub struct Engine {
     exact: bool,
     pub(super) staging_off: Option<String>,
     pub(super) staging_error_run: u32,
-    store_gone: Option<String>,
-    stopping: bool,
+    pub(super) store_gone: Option<String>,
+    stop: StopPhase,
     /// A create that came while the one before was still being cleared away.
     pub(super) deferred: Option<SnapshotRecord>,
     /// Slots of failed snapshots whose failure could not be recorded.
@@ -230,10 +246,11 @@ impl Engine {
             combiner,
             volume,
             settings,
+            limits: Limits::default(),
             pacer: Pacer::new(settings.copy_bytes_per_s_max),
             snapshot: None,
-            staged: HashMap::new(),
-            jobs: HashMap::new(),
+            staged: FixedHashMap::default(),
+            jobs: FixedHashMap::default(),
             job_count: 0,
             policy: Policy::new(settings.policy),
             held: None,
@@ -243,7 +260,7 @@ impl Engine {
             staging_off: None,
             staging_error_run: 0,
             store_gone: None,
-            stopping: false,
+            stop: StopPhase::No,
             deferred: None,
             stranded: Vec::new(),
             counters: Counters::default(),
@@ -271,6 +288,11 @@ impl Engine {
         };
         let before = self.staged.insert(record.chunk, staged);
         assert!(before.is_none(), "chunk {:?} is staged twice in the catalog", record.chunk);
+    }
+
+    /// Makes the bounds tighter than a volume needs them, for tests and the simulator.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// The gate this engine works on.
@@ -332,7 +354,7 @@ impl Engine {
 
     /// Whether there is anything to do soon: the driver then ticks as often as it can.
     pub fn is_busy(&self) -> bool {
-        self.snapshot.is_some() || !self.jobs.is_empty() || self.stopping
+        self.snapshot.is_some() || !self.jobs.is_empty() || self.stop != StopPhase::No
     }
 
     /// Changes policy and limits from now on.
@@ -378,15 +400,16 @@ impl Engine {
             Event::Create(record) => self.create(now, record),
             Event::CatalogDone { step, result } => self.catalog_done(now, step, result, slots),
             Event::CopyDone { job, result } => self.copy_done(job, result, slots),
-            Event::FlushDone(result) => self.flush_done(now, result, slots),
+            Event::FlushDone(result) => self.flush_done(now, result),
             Event::Parked(chunk) => self.parked(now, chunk, slots),
-            Event::Abort(reason) => self.fail(reason, slots),
+            Event::Abort(reason) => self.fail(reason),
             Event::Dirtied(chunks) => self.dirtied(now, &chunks, slots),
             Event::StoreGone(reason) => self.store_is_gone(&reason, slots),
             Event::Tick => {}
             Event::Stop => {
-                self.stopping = true;
-                self.fail("the volume was stopped before it was complete".into(), slots);
+                assert!(self.stop == StopPhase::No, "an engine is stopped once");
+                self.stop = StopPhase::Asked;
+                self.fail("the volume was stopped before it was complete".into());
             }
         }
         self.advance(now, slots);
@@ -398,20 +421,18 @@ impl Engine {
         if self.snapshot.is_none() {
             if let Some(record) = self.deferred.take() {
                 self.create(now, record);
-            } else if self.stopping {
-                self.save_and_stop();
-            } else {
+            } else if self.stop == StopPhase::Asked {
+                self.prepare_stop();
+            } else if self.stop == StopPhase::No {
                 self.stage(now, slots);
             }
         }
     }
 
     fn create(&mut self, now: Micros, record: SnapshotRecord) {
-        if let Some(reason) = self
-            .store_gone
-            .clone()
-            .or_else(|| self.stopping.then(|| "the volume is being stopped".to_owned()))
-        {
+        if let Some(reason) = self.store_gone.clone().or_else(|| {
+            (self.stop != StopPhase::No).then(|| "the volume is being stopped".to_owned())
+        }) {
             let mut record = record;
             record.state = SnapshotState::Failed;
             record.reason = Some(reason);
@@ -428,10 +449,10 @@ impl Engine {
         }
     }
 
-    fn store_is_gone(&mut self, reason: &str, slots: &mut dyn SlotSpace) {
+    pub(super) fn store_is_gone(&mut self, reason: &str, slots: &mut dyn SlotSpace) {
         self.store_gone = Some(reason.to_owned());
         self.staging_off = Some(reason.to_owned());
-        self.fail(reason.to_owned(), slots);
+        self.fail(reason.to_owned());
         for (chunk, staged) in std::mem::take(&mut self.staged) {
             let _ = self.gate.drop_staged(chunk);
             release(staged.content, slots);
@@ -439,7 +460,7 @@ impl Engine {
     }
 
     fn dirtied(&mut self, now: Micros, chunks: &[ChunkIndex], slots: &mut dyn SlotSpace) {
-        let chunks: HashSet<ChunkIndex> = chunks.iter().copied().collect();
+        let chunks: BTreeSet<ChunkIndex> = chunks.iter().copied().collect();
         for job in self.jobs.values_mut().filter(|job| chunks.contains(&job.chunk)) {
             job.stale = true;
         }
@@ -475,41 +496,55 @@ impl Engine {
     }
 
     /// Starts a copy of `chunk`; `refreshed` is the outdated copy it builds on. `Err` gives that
-    /// back if there is no slot to copy to.
+    /// back if the chunk can't be copied at the moment.
     pub(super) fn start_copy(
         &mut self,
         chunk: ChunkIndex,
         refreshed: Option<Staged>,
         purpose: Purpose,
         slots: &mut dyn SlotSpace,
-    ) -> Result<(), NoSlot> {
+    ) -> Result<(), NotStarted> {
         let (slot, refreshed) = match refreshed {
             Some(staged) => match staged.content {
                 Content::Slot(slot) => (slot, Some(staged)),
                 Content::Zero | Content::Unchanged => {
                     // There is no slot to bring up to date: copy all of it.
                     assert!(self.gate.drop_staged(chunk), "the gate and the engine agree");
-                    (slots.allocate().ok_or(NoSlot)?, None)
+                    (slots.allocate().ok_or(NotStarted::NoSlot)?, None)
                 }
             },
-            None => (slots.allocate().ok_or(NoSlot)?, None),
+            None => (slots.allocate().ok_or(NotStarted::NoSlot)?, None),
         };
         let epoch = match (purpose, &self.snapshot) {
             (Purpose::Complete | Purpose::Preserve, Some(snapshot)) => snapshot.old_epoch,
             _ => self.gate.epoch(),
         };
         let operation_number = self.gate.next_operation();
-        let taken = self.gate.begin_copy(chunk).expect("a dirty chunk without a copy under way");
-        assert!(
-            refreshed.is_some() || taken == self.gate.geometry().full_map(chunk),
-            "a first copy takes every block"
-        );
+        let Some(taken) = self.gate.begin_copy(chunk) else {
+            // Pending, and a command counts itself in for a moment before it learns of the cut.
+            if refreshed.is_none() {
+                slots.release(slot);
+            }
+            return Err(NotStarted::Busy(refreshed));
+        };
+        let full = taken == self.gate.geometry().full_map(chunk);
+        assert!(refreshed.is_some() || full, "a first copy takes every block");
         let id = JobId(self.job_count);
         self.job_count += 1;
         let compare = self.compare && refreshed.is_none();
         self.jobs.insert(
             id,
-            Job { chunk, purpose, slot, taken, refreshed, epoch, operation_number, stale: false },
+            Job {
+                chunk,
+                purpose,
+                slot,
+                taken,
+                refreshed,
+                full,
+                epoch,
+                operation_number,
+                stale: false,
+            },
         );
         let job = CopyJob { id, chunk, slot, blocks: taken, compare };
         self.effects.push_back(Effect::Copy(job));
@@ -555,9 +590,9 @@ impl Engine {
             }
         };
         if of_snapshot {
-            self.snapshot_copy_done(chunk, purpose, staged, slots);
-        } else if epoch != self.gate.epoch() {
-            // Made for a snapshot that failed meanwhile, or staged before it.
+            self.snapshot_copy_done(chunk, purpose, staged);
+        } else if epoch != self.gate.epoch() || self.store_gone.is_some() {
+            // Made for a snapshot that failed meanwhile, or staged before it, or in vain.
             if let Ok(staged) = staged {
                 let _ = self.gate.drop_staged(chunk);
                 release(staged.content, slots);
@@ -582,23 +617,35 @@ impl Engine {
 
     // ---- stopping -----------------------------------------------------------------------------
 
-    fn save_and_stop(&mut self) {
+    fn prepare_stop(&mut self) {
         if !self.jobs.is_empty() {
             return;
         }
-        self.stopping = false;
         if let Some(reason) = &self.store_gone {
             self.effects.push_back(Effect::Stopped(Err(reason.clone())));
+            self.stop = StopPhase::Done;
             return;
         }
         if self.compare {
             // Which chunks are dirty is still not known: leave the volume marked as in use, so
             // that the next start compares as this one did.
             self.effects.push_back(Effect::Stopped(Ok(())));
+            self.stop = StopPhase::Done;
             return;
         }
+        // A copy must be durable before anything says that it may be trusted: power may go while
+        // the catalog's own pages are on their way.
+        self.stop = StopPhase::Flush;
+        self.effects.push_back(Effect::FlushStore);
+    }
+
+    /// The flush before the close has ended. If it failed, no staged copy is to be trusted; the
+    /// dirty set is still right.
+    pub(super) fn flushed_to_stop(&mut self, durable: bool) {
+        assert!(self.stop == StopPhase::Flush, "a flush ended that nobody asked for");
+        self.stop = StopPhase::Done;
         let mut staged: Vec<StagedRecord> = Vec::with_capacity(self.staged.len());
-        for (&chunk, copy) in &self.staged {
+        for (&chunk, copy) in self.staged.iter().filter(|_| durable) {
             let slot = match copy.content {
                 Content::Slot(slot) => Some(slot),
                 Content::Zero => None,
@@ -668,6 +715,8 @@ impl Engine {
             self.staged.values().filter_map(|staged| slot(staged.content)).collect();
         held.extend(self.stranded.iter().copied());
         held.extend(self.jobs.values().map(|job| job.slot));
+        let left_over = self.snapshot.iter().flat_map(|snapshot| &snapshot.left_over);
+        held.extend(left_over.filter_map(|(_, staged)| slot(staged.content)));
         if let Some(snapshot) = &self.snapshot {
             held.extend(snapshot.candidates.values().filter_map(|staged| slot(staged.content)));
             held.extend(snapshot.slots_taken.iter().copied());
@@ -677,7 +726,7 @@ impl Engine {
 
     fn check_invariants(&self) {
         assert!(
-            self.jobs.len() <= COPY_IN_FLIGHT_MAX + STAGING_IN_FLIGHT_MAX,
+            self.jobs.len() <= self.limits.copies_in_flight_max + self.limits.staging_in_flight_max,
             "{} copies in flight",
             self.jobs.len()
         );
@@ -748,9 +797,14 @@ pub(super) fn bytes_of(geometry: &Geometry, chunk: ChunkIndex, blocks: BlockMap)
     bytes.min(chunk_bytes(geometry, chunk))
 }
 
-/// There is no free slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NoSlot;
+/// Why a copy was not started.
+#[derive(Debug)]
+pub(super) enum NotStarted {
+    /// There is no free slot.
+    NoSlot,
+    /// A command passes through; the copy to be refreshed comes back.
+    Busy(Option<Staged>),
+}
 
 pub(super) fn release(content: Content, slots: &mut dyn SlotSpace) {
     if let Content::Slot(slot) = content {
@@ -780,7 +834,8 @@ fn finished(job: Job, copied: Copied, slots: &mut dyn SlotSpace) -> Staged {
         Copied::Zero => Content::Zero,
         Copied::Unchanged => Content::Unchanged,
     };
-    assert!(job.refreshed.is_none(), "only a full copy can be found zero or unchanged");
+    // A refresh of every block is a full copy, too: then the slot it was to refresh goes.
+    assert!(job.full, "only a full copy can be found zero or unchanged");
     slots.release(job.slot);
     Staged {
         content,

@@ -7,6 +7,7 @@
 mod chain;
 pub mod crc;
 pub mod events;
+mod limits;
 mod machine;
 mod pacer;
 mod policy;
@@ -15,6 +16,7 @@ mod snapshot;
 mod staging;
 
 pub use chain::{Chain, ChainError, CreatePlan};
+pub use limits::Limits;
 pub use machine::{
     COPY_IN_FLIGHT_MAX, Content, Counters, Engine, Purpose, Settings, SlotSpace, Staged,
     StagedChunk,

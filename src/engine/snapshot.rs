@@ -1,29 +1,22 @@
 //! The snapshot under way: from the request to complete or failed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::events::{CatalogStep, Effect, Micros, ReadSource};
+use super::limits::FixedHashMap;
 use super::machine::{
-    COPY_IN_FLIGHT_MAX, Engine, NoSlot, Purpose, SlotSpace, Staged, bytes_of, chunk_bytes, release,
+    Content, Engine, NotStarted, Purpose, SlotSpace, Staged, bytes_of, chunk_bytes, release,
 };
 use super::records::{
     CatalogRequest, SlotIndex, SlotRef, SnapshotRecord, SnapshotRow, SnapshotState,
 };
-use crate::gate::{ChunkIndex, ChunkState, DirtyWalk, Epoch};
+use crate::gate::{self, ChunkIndex, ChunkState, DirtyWalk, Epoch};
 
-/// Pending chunks known at once: enough for the copies in flight to never run dry, small enough
-/// that memory does not grow with the volume.
-const PENDING_MAX: usize = 1024;
+/// Attempts to record that a snapshot failed, before the store counts as unusable.
+const FAIL_ATTEMPTS_MAX: u32 = 3;
 
-/// Chunks visited by the walk in one tick, at some hundred nanoseconds each.
-const WALK_CHUNKS_PER_TICK: usize = 512;
-
-/// Words of the dirty index (64 chunks each) looked at in one tick: at about a nanosecond each
-/// when they are zero, some microseconds.
-const WALK_WORDS_PER_TICK: u32 = 4096;
-
-/// Rows per catalog transaction: about 400 KiB of rows, some milliseconds of the catalog's thread.
-const ROWS_PER_TRANSACTION: usize = 16 * 1024;
+/// Time between them: longer than a hiccup of a device, shorter than anybody waits.
+const FAIL_AGAIN_US: u64 = 100_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -67,19 +60,24 @@ pub(super) struct Snapshot {
     /// Chunks of `brought_up` before this place are visited.
     visited: usize,
     /// Copies that were staged when the cut came and are not adopted yet.
-    pub(super) candidates: HashMap<ChunkIndex, Staged>,
-    pending: HashMap<ChunkIndex, Pending>,
+    pub(super) candidates: FixedHashMap<ChunkIndex, Staged>,
+    pending: FixedHashMap<ChunkIndex, Pending>,
     queue: VecDeque<ChunkIndex>,
     /// Pending chunks to look at again soon: commands are in flight on them.
     draining: Vec<ChunkIndex>,
     /// Pending chunks that a foreground command waits for; they go first and unpaced.
     urgent: VecDeque<ChunkIndex>,
     /// Chunks with parked commands, and since when.
-    waiting: HashMap<ChunkIndex, Micros>,
+    waiting: FixedHashMap<ChunkIndex, Micros>,
     rows: Vec<SnapshotRow>,
     catalog_busy: bool,
     /// A flush was sent and not answered.
     flushing: bool,
+    /// Failed transactions that were to record the failure, and when the next is due.
+    fail_attempts: u32,
+    fail_again_at: Option<Micros>,
+    /// Staged copies that the snapshot had not adopted when it failed.
+    pub(super) left_over: Vec<(ChunkIndex, Staged)>,
     /// Slots of all rows so far, to be freed if the snapshot fails.
     pub(super) slots_taken: Vec<SlotIndex>,
 }
@@ -95,15 +93,18 @@ impl Snapshot {
             words_walked: 0,
             brought_up: Vec::new(),
             visited: 0,
-            candidates: HashMap::new(),
-            pending: HashMap::new(),
+            candidates: FixedHashMap::default(),
+            pending: FixedHashMap::default(),
             queue: VecDeque::new(),
             draining: Vec::new(),
             urgent: VecDeque::new(),
-            waiting: HashMap::new(),
+            waiting: FixedHashMap::default(),
             rows: Vec::new(),
             catalog_busy: true,
             flushing: false,
+            fail_attempts: 0,
+            fail_again_at: None,
+            left_over: Vec::new(),
             slots_taken: Vec::new(),
         }
     }
@@ -124,6 +125,20 @@ impl Snapshot {
 }
 
 impl Engine {
+    /// What is being done: for the log and the simulator.
+    pub fn phase_name(&self) -> &'static str {
+        match self.snapshot.as_ref().map(|snapshot| snapshot.phase) {
+            _ if self.deferred.is_some() => "deferred",
+            None => "idle",
+            Some(Phase::Begin) => "begin",
+            Some(Phase::Copy) => "copy",
+            Some(Phase::Flush) => "flush",
+            Some(Phase::Commit) => "commit",
+            Some(Phase::Fail) => "fail",
+            Some(Phase::Redirty) => "redirty",
+        }
+    }
+
     /// Where to read `chunk` of the snapshot under way; `None` if none is readable. Take the
     /// effects before looking at the snapshot's rows.
     pub fn read_source(&mut self, chunk: ChunkIndex) -> Option<ReadSource> {
@@ -134,17 +149,16 @@ impl Engine {
             Phase::Flush | Phase::Commit => return Some(ReadSource::Rows),
             Phase::Copy => {}
         }
-        Some(match self.gate.classify(chunk, snapshot.old_epoch) {
-            ChunkState::Adopted => {
+        Some(match self.gate.read_source(chunk, snapshot.old_epoch) {
+            // Also while a copy is running: what is in flight has not landed, copy or not.
+            gate::ReadSource::Draining => ReadSource::Wait,
+            gate::ReadSource::Master => ReadSource::Master,
+            gate::ReadSource::Adopted => {
                 // By a foreground command; perhaps the walk has not come here yet.
                 self.visit(chunk);
                 ReadSource::Rows
             }
-            ChunkState::Resolved | ChunkState::NotRequired => ReadSource::Rows,
-            ChunkState::Draining => ReadSource::Wait,
-            ChunkState::Adoptable | ChunkState::Staging | ChunkState::Pending { .. } => {
-                ReadSource::Master
-            }
+            gate::ReadSource::NotPending => ReadSource::Rows,
         })
     }
 
@@ -152,9 +166,13 @@ impl Engine {
     pub(super) fn advance_snapshot(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
         let Some(snapshot) = &self.snapshot else { return };
         match snapshot.phase {
+            Phase::Fail if snapshot.fail_again_at.is_some_and(|at| at <= now) => {
+                self.under_way().fail_again_at = None;
+                self.record_failure();
+            }
             Phase::Begin | Phase::Flush | Phase::Commit | Phase::Fail => {}
             Phase::Copy => self.advance_copy(now, slots),
-            Phase::Redirty => self.advance_redirty(),
+            Phase::Redirty => self.advance_redirty(now, slots),
         }
     }
 
@@ -192,7 +210,7 @@ impl Engine {
                 overdue / 1000,
                 chunk.0
             );
-            return self.fail(reason, slots);
+            return self.fail(reason);
         }
         for chunk in std::mem::take(&mut snapshot.draining) {
             if self.under_way().pending.get(&chunk) == Some(&Pending::Draining) {
@@ -219,11 +237,11 @@ impl Engine {
     }
 
     fn walk(&mut self) {
-        let gate = self.gate.clone();
+        let (gate, limits) = (self.gate.clone(), self.limits);
         let mut words = 0;
-        for _ in 0..WALK_CHUNKS_PER_TICK {
+        for _ in 0..limits.walk_chunks_per_tick {
             let snapshot = self.under_way();
-            if snapshot.pending.len() >= PENDING_MAX {
+            if snapshot.pending.len() >= limits.pending_max {
                 return;
             }
             if let Some(&chunk) = snapshot.brought_up.get(snapshot.visited) {
@@ -234,7 +252,7 @@ impl Engine {
                 continue;
             }
             while let Some(walk) = &mut snapshot.walk {
-                if words == WALK_WORDS_PER_TICK {
+                if words == limits.walk_words_per_tick {
                     return;
                 }
                 words += 1;
@@ -307,7 +325,7 @@ impl Engine {
     }
 
     fn launch(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
-        while self.copies_in_flight() < COPY_IN_FLIGHT_MAX {
+        while self.copies_in_flight() < self.limits.copies_in_flight_max {
             let gate = self.gate.clone();
             let snapshot = self.under_way();
             let (chunk, purpose) = if let Some(&chunk) = snapshot.urgent.front() {
@@ -339,9 +357,19 @@ impl Engine {
             take(snapshot);
             snapshot.pending.insert(chunk, Pending::Copying);
             let partial = snapshot.candidates.remove(&chunk);
-            if let Err(NoSlot) = self.start_copy(chunk, partial, purpose, slots) {
-                let reason = "the store ran out of free slots; delete snapshots or add space";
-                return self.fail(reason.to_owned(), slots);
+            match self.start_copy(chunk, partial, purpose, slots) {
+                Ok(()) => {}
+                Err(NotStarted::NoSlot) => {
+                    let reason = "the store ran out of free slots; delete snapshots or add space";
+                    return self.fail(reason.to_owned());
+                }
+                Err(NotStarted::Busy(partial)) => {
+                    // A command is just finding out that a cut came; look again soon.
+                    let snapshot = self.under_way();
+                    snapshot.candidates.extend(partial.map(|staged| (chunk, staged)));
+                    snapshot.pending.insert(chunk, Pending::Draining);
+                    snapshot.draining.push(chunk);
+                }
             }
         }
     }
@@ -380,14 +408,15 @@ impl Engine {
         chunk: ChunkIndex,
         purpose: Purpose,
         staged: Result<Staged, Option<String>>,
-        slots: &mut dyn SlotSpace,
     ) {
         let gate = self.gate.clone();
         let snapshot = self.under_way();
         snapshot.pending.remove(&chunk);
         match (staged, purpose) {
             (Ok(staged), Purpose::Stage) => {
-                // It was under way when the cut came: right if nothing wrote meanwhile.
+                // It was under way when the cut came: right if nothing wrote meanwhile. The walk
+                // may not have been here: what is adopted now is to be dirty again on a failure.
+                snapshot.brought_up.push(chunk);
                 snapshot.candidates.insert(chunk, staged);
                 self.visit(chunk);
             }
@@ -396,13 +425,21 @@ impl Engine {
                     gate.block_map(chunk).is_empty(),
                     "chunk {chunk:?} was modified while it was pending"
                 );
-                assert!(gate.resolve(chunk), "chunk {chunk:?} was settled twice");
+                // Since the copy ended, a writer may have come by and adopted it.
+                assert!(
+                    gate.resolve(chunk)
+                        || gate.classify(chunk, snapshot.old_epoch) == ChunkState::Adopted,
+                    "chunk {chunk:?} was settled twice"
+                );
                 self.settle(chunk, &staged, purpose);
             }
-            (Err(_), Purpose::Stage) => self.visit(chunk),
+            (Err(_), Purpose::Stage) => {
+                snapshot.brought_up.push(chunk);
+                self.visit(chunk);
+            }
             (Err(reason), Purpose::Complete | Purpose::Preserve) => {
                 let reason = reason.unwrap_or_else(|| "the copy was lost".to_owned());
-                self.fail(format!("copying chunk {} failed: {reason}", chunk.0), slots);
+                self.fail(format!("copying chunk {} failed: {reason}", chunk.0));
             }
         }
     }
@@ -440,10 +477,11 @@ impl Engine {
     }
 
     fn send_rows(&mut self) {
+        let rows_max = self.limits.rows_per_transaction;
         let Some(snapshot) = self.snapshot.as_mut().filter(|s| s.phase == Phase::Copy) else {
             return;
         };
-        if snapshot.catalog_busy || snapshot.rows.len() < ROWS_PER_TRANSACTION {
+        if snapshot.catalog_busy || snapshot.rows.len() < rows_max {
             return;
         }
         snapshot.catalog_busy = true;
@@ -457,19 +495,16 @@ impl Engine {
 
     // ---- ending -------------------------------------------------------------------------------
 
-    pub(super) fn flush_done(
-        &mut self,
-        now: Micros,
-        result: Result<(), String>,
-        slots: &mut dyn SlotSpace,
-    ) {
-        let snapshot = self.under_way();
+    pub(super) fn flush_done(&mut self, now: Micros, result: Result<(), String>) {
+        let Some(snapshot) = self.snapshot.as_mut() else {
+            return self.flushed_to_stop(result.is_ok());
+        };
         snapshot.flushing = false;
         if snapshot.phase != Phase::Flush {
             return; // given up meanwhile
         }
         if let Err(reason) = result {
-            return self.fail(format!("flushing the store failed: {reason}"), slots);
+            return self.fail(format!("flushing the store failed: {reason}"));
         }
         snapshot.phase = Phase::Commit;
         snapshot.catalog_busy = true;
@@ -511,13 +546,20 @@ impl Engine {
                 self.effects.push_back(Effect::Ended(record));
             }
             (Phase::Copy | Phase::Commit, _, Err(reason)) => {
-                self.give_up(format!("recording its chunks failed: {reason}"), slots);
+                self.give_up(format!("recording its chunks failed: {reason}"));
             }
-            // Given up while this transaction was under way: now that may be recorded.
+            // Given up while this transaction was under way: now that may be recorded, unless it
+            // never was recorded at all.
+            (Phase::Fail, CatalogStep::Begin, Err(_))
+            | (Phase::Fail, CatalogStep::Fail, Ok(())) => {
+                self.failure_recorded(slots);
+            }
             (Phase::Fail, CatalogStep::Begin | CatalogStep::Rows | CatalogStep::Complete, _) => {
                 self.record_failure();
             }
-            (Phase::Fail, CatalogStep::Fail, result) => self.failure_recorded(&result, slots),
+            (Phase::Fail, CatalogStep::Fail, Err(reason)) => {
+                self.failure_not_recorded(now, &reason, slots);
+            }
             (phase, step, result) => {
                 unreachable!("catalog answered {step:?} with {result:?} in phase {phase:?}")
             }
@@ -525,7 +567,7 @@ impl Engine {
     }
 
     /// Gives the snapshot under way up, unless its last transaction was sent already.
-    pub(super) fn fail(&mut self, reason: String, slots: &mut dyn SlotSpace) {
+    pub(super) fn fail(&mut self, reason: String) {
         if let Some(mut record) = self.deferred.take() {
             record.state = SnapshotState::Failed;
             record.reason = Some(reason);
@@ -534,12 +576,12 @@ impl Engine {
         }
         let Some(snapshot) = &self.snapshot else { return };
         if matches!(snapshot.phase, Phase::Begin | Phase::Copy | Phase::Flush) {
-            self.give_up(reason, slots);
+            self.give_up(reason);
         }
     }
 
     /// Foreground commands flow again before anything else; then what was done is undone.
-    fn give_up(&mut self, reason: String, slots: &mut dyn SlotSpace) {
+    fn give_up(&mut self, reason: String) {
         self.gate.finish_cut();
         self.effects.push_back(Effect::WakeAll);
         self.counters.snapshots_failed += 1;
@@ -555,12 +597,8 @@ impl Engine {
         snapshot.urgent.clear();
         snapshot.waiting.clear();
         snapshot.rows.clear();
-        for (chunk, staged) in std::mem::take(&mut self.under_way().candidates) {
-            // If the gate says no, a foreground command had given it to the snapshot.
-            let _ = self.gate.drop_staged(chunk);
-            release(staged.content, slots);
-        }
-        if !self.under_way().catalog_busy {
+        snapshot.left_over = std::mem::take(&mut snapshot.candidates).into_iter().collect();
+        if !snapshot.catalog_busy {
             self.record_failure();
         }
     }
@@ -575,44 +613,88 @@ impl Engine {
         });
     }
 
-    fn failure_recorded(&mut self, result: &Result<(), String>, slots: &mut dyn SlotSpace) {
+    fn failure_recorded(&mut self, slots: &mut dyn SlotSpace) {
+        for slot in std::mem::take(&mut self.under_way().slots_taken) {
+            slots.release(slot);
+        }
+        self.failed();
+    }
+
+    /// Tries again for a while. What the device holds then stands in the way of everything: the
+    /// snapshot as completing, or even as complete. So its slots stay as they are, and there are
+    /// no more snapshots, until the store is loaded again and decides.
+    fn failure_not_recorded(&mut self, now: Micros, reason: &str, slots: &mut dyn SlotSpace) {
+        let gone = self.store_gone.is_some();
+        let snapshot = self.under_way();
+        snapshot.fail_attempts += 1;
+        if !gone && snapshot.fail_attempts < FAIL_ATTEMPTS_MAX {
+            snapshot.fail_again_at = Some(Micros(now.0 + FAIL_AGAIN_US));
+            return;
+        }
+        let taken = std::mem::take(&mut snapshot.slots_taken);
+        let name = snapshot.record.name.clone();
+        self.stranded.extend(taken);
+        self.failed();
+        if !gone {
+            let reason = format!(
+                "the failure of snapshot '{name}' could not be recorded ({reason}); unload the \
+                 store and load it again"
+            );
+            self.store_is_gone(&reason, slots);
+        }
+    }
+
+    /// The failure is out; what is left is to undo.
+    fn failed(&mut self) {
         let snapshot = self.under_way();
         snapshot.phase = Phase::Redirty;
         snapshot.visited = 0;
-        let taken = std::mem::take(&mut snapshot.slots_taken);
         let record = snapshot.record.clone();
-        if result.is_ok() {
-            for slot in taken {
-                slots.release(slot);
-            }
-        } else {
-            // The device may still hold the snapshot as completing, or even as complete: its
-            // slots stay as they are until the store is loaded again and decides.
-            self.stranded.extend(taken);
-        }
         self.effects.push_back(Effect::Ended(record));
     }
 
     /// Makes the old epoch's dirty chunks dirty in the current one, a slice at a time. The
     /// snapshot is over when that is done and nothing of it is under way any more.
-    fn advance_redirty(&mut self) {
-        let gate = self.gate.clone();
+    fn advance_redirty(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
+        let (gate, limits) = (self.gate.clone(), self.limits);
+        for _ in 0..limits.walk_chunks_per_tick {
+            let Some((chunk, staged)) = self.under_way().left_over.pop() else { break };
+            self.keep_or_drop(chunk, staged, slots);
+        }
         let snapshot = self.under_way();
-        let end = snapshot.brought_up.len().min(snapshot.visited + WALK_CHUNKS_PER_TICK);
+        let end = snapshot.brought_up.len().min(snapshot.visited + limits.walk_chunks_per_tick);
         for &chunk in &snapshot.brought_up[snapshot.visited..end] {
             assert!(gate.mark_dirty(chunk), "chunk {chunk:?} is pending after the cut was ended");
         }
         snapshot.visited = end;
-        if let Some(walk) = &mut snapshot.walk {
-            if gate.carry_over(walk, WALK_WORDS_PER_TICK as usize) {
-                snapshot.walk = None;
-            }
+        if let Some(walk) = &mut snapshot.walk
+            && gate.carry_over(walk, limits.walk_words_per_tick)
+        {
+            snapshot.walk = None;
         }
         let over = snapshot.walk.is_none()
+            && snapshot.left_over.is_empty()
             && snapshot.visited == snapshot.brought_up.len()
             && !snapshot.flushing;
         if over && !self.old_copies_in_flight() {
             self.snapshot = None;
+            // The policy has forgotten those that it had named before.
+            self.schedule_sweep(now);
+        }
+    }
+
+    /// A staged copy that a failed snapshot had not adopted is as good for the next one, unless a
+    /// writer had adopted it on its way in.
+    fn keep_or_drop(&mut self, chunk: ChunkIndex, staged: Staged, slots: &mut dyn SlotSpace) {
+        let keep = self.gate.view(chunk).staged
+            && staged.content != Content::Unchanged
+            && self.store_gone.is_none();
+        if keep {
+            let before = self.staged.insert(chunk, staged);
+            assert!(before.is_none(), "chunk {chunk:?} is staged twice");
+        } else {
+            let _ = self.gate.drop_staged(chunk);
+            release(staged.content, slots);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Staging: copies made before anyone asked for a snapshot.
 
 use super::events::Micros;
-use super::machine::{Content, Engine, Purpose, SlotSpace, bytes_of};
+use super::machine::{Content, Engine, NotStarted, Purpose, SlotSpace, bytes_of};
 use super::policy::PolicyKind;
 use crate::gate::{ChunkIndex, DirtyWalk};
 
@@ -10,12 +10,6 @@ pub const STAGING_IN_FLIGHT_MAX: usize = 4;
 
 /// Consecutive staging errors after which staging is switched off until the policy is set again.
 pub const STAGING_ERRORS_MAX: u32 = 8;
-
-/// Candidates looked at in one tick, so that a tick stays in the tens of microseconds.
-const CANDIDATES_PER_TICK: usize = 64;
-
-/// Words of the dirty index (64 chunks each) that one tick looks through for chunks to stage.
-const SWEEP_WORDS_PER_TICK: usize = 1024;
 
 /// A search for dirty chunks that the policy never saw written.
 #[derive(Debug)]
@@ -43,8 +37,8 @@ impl Engine {
         if self.settings.policy == PolicyKind::Off || self.staging_off.is_some() {
             return;
         }
-        for _ in 0..CANDIDATES_PER_TICK {
-            if self.jobs.len() >= STAGING_IN_FLIGHT_MAX {
+        for _ in 0..self.limits.candidates_per_tick {
+            if self.jobs.len() >= self.limits.staging_in_flight_max {
                 return;
             }
             let Some(chunk) = self.next_candidate(now) else { return };
@@ -68,7 +62,7 @@ impl Engine {
             self.sweep = None;
             return None;
         }
-        for _ in 0..SWEEP_WORDS_PER_TICK {
+        for _ in 0..self.limits.sweep_words_per_tick {
             // Chunks that the policy follows come up by themselves when they have rested.
             while let Some(chunk) = sweep.found.pop() {
                 if self.policy.last_write(chunk).is_none() {
@@ -110,8 +104,15 @@ impl Engine {
             return false;
         }
         let refreshed = self.staged.remove(&chunk);
-        // A slot was free a moment ago, and slots are taken on this thread only.
-        self.start_copy(chunk, refreshed, Purpose::Stage, slots).is_ok()
+        match self.start_copy(chunk, refreshed, Purpose::Stage, slots) {
+            Ok(()) => true,
+            // A slot was free a moment ago, and slots are taken on this thread only.
+            Err(NotStarted::NoSlot) => false,
+            Err(NotStarted::Busy(refreshed)) => {
+                self.staged.extend(refreshed.map(|staged| (chunk, staged)));
+                false
+            }
+        }
     }
 
     fn staged_slots(&self) -> u64 {
