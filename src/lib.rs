@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod engine;
 pub mod gate;
+pub mod replay;
 pub mod rpc;
 #[cfg(feature = "spdk")]
 pub mod serve;

@@ -29,7 +29,7 @@ MUTATIONS = [
      "self.clock.fetch_add(ONE, Ordering::AcqRel)", "self.clock.fetch_add(ONE, Ordering::Acquire)",
      "loom:walk_finds"),
     ("rule 1: a refused command keeps the counts of the chunks it passed", "foreground.rs",
-     "self.back_out(chunks.start..index);", "", "basic model"),
+     "self.back_out(*chunks.start()..index);", "", "basic model"),
     ("rule 2: resolving forgets the counts of commands that back out", "keeper.rs",
      "seen.at(now.epoch).without(DIRTY | COPY | ADOPTED)",
      "seen.at(now.epoch).without(DIRTY | COPY | ADOPTED | 0xffff_0000)", "loom:one_side"),
@@ -39,14 +39,16 @@ MUTATIONS = [
     ("rule 3: bits after the count", "foreground.rs",
      """                if seen.has(COPY) {
                     // Rule 3: the bits before the count, and again if a copy began meanwhile.
-                    self.map_blocks(chunk, range);
+                    let blocks = self.geometry.blocks(chunk, range);
+                    self.map(chunk).fetch_or(blocks.0, Ordering::AcqRel);
                 }
                 match word.replace(seen, Word(seen.0 - ONE)) {
                     Ok(()) => break,""",
      """                match word.replace(seen, Word(seen.0 - ONE)) {
                     Ok(()) => {
                         if seen.has(COPY) {
-                            self.map_blocks(chunk, range);
+                            let blocks = self.geometry.blocks(chunk, range);
+                            self.map(chunk).fetch_or(blocks.0, Ordering::AcqRel);
                         }
                         break;
                     }""",
@@ -60,7 +62,7 @@ MUTATIONS = [
         }
     }
 
-    /// Not""",
+    /// Where""",
      """                seen = word.load();
                 word.count_down();
                 break;
@@ -68,7 +70,7 @@ MUTATIONS = [
         }
     }
 
-    /// Not""",
+    /// Where""",
      "loom:never_stale"),
     ("rule 3: the map is taken before STAGING is set", "keeper.rs",
      """        let mut seen = word.load();
