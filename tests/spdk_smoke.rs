@@ -134,7 +134,16 @@ mod smoke {
     }
 
     fn pass(name: &str, base: &str, read_only: bool) -> Registration<Pass> {
-        let base = Desc::open(base, !read_only, |_| {}).expect("opened");
+        pass_with(name, base, read_only, |_| {})
+    }
+
+    fn pass_with(
+        name: &str,
+        base: &str,
+        read_only: bool,
+        on_event: impl Fn(BdevEvent) + 'static,
+    ) -> Registration<Pass> {
+        let base = Desc::open(base, !read_only, on_event).expect("opened");
         if !read_only {
             base.claim().expect("claimed");
         }
@@ -309,7 +318,9 @@ mod smoke {
         }
         let reply = rpc_off_thread("bdev_nvme_detach_controller", json!({ "name": "N" })).await;
         assert_eq!(reply["result"], json!(true), "{reply}");
-        app::stop(0);
+        // As a service manager would.
+        let pid = std::process::id().to_string();
+        std::process::Command::new("kill").args(["-TERM", &pid]).status().expect("sent");
     }
 
     /// Identify Namespace over the wire: byte 99 is NSATTR.
@@ -447,6 +458,108 @@ mod smoke {
         assert!(calls.iter().any(|call| call["method"] == "smoke_pass_create"), "{reply}");
     }
 
+    /// `PRESNAP_SMOKE_LOAD=<seconds>`: what the layer costs, beside SPDK's own passthru.
+    async fn load() {
+        let Ok(seconds) = std::env::var("PRESNAP_SMOKE_LOAD") else { return };
+        let duration = Duration::from_secs_f64(seconds.parse().expect("seconds"));
+        for (method, params) in [
+            (
+                "bdev_null_create",
+                json!({"name": "Null0", "num_blocks": 1 << 24, "block_size": 4096}),
+            ),
+            (
+                "bdev_null_create",
+                json!({"name": "Null1", "num_blocks": 1 << 24, "block_size": 4096}),
+            ),
+            (
+                "bdev_null_create",
+                json!({"name": "Null2", "num_blocks": 1 << 24, "block_size": 4096}),
+            ),
+            ("bdev_passthru_create", json!({"name": "SpdkPass", "base_bdev_name": "Null1"})),
+        ] {
+            let reply = rpc_off_thread(method, params).await;
+            assert!(reply["error"].is_null(), "{reply}");
+        }
+        let ours = pass("OurPass", "Null2", false);
+        for round in 0..5 {
+            for name in ["Null0", "SpdkPass", "OurPass"] {
+                let desc = Desc::open(name, true, |_| {}).expect("opened");
+                let ch = desc.channel().expect("channel");
+                let spec = load::LoadSpec {
+                    queue_depth: 64,
+                    io_blocks: 1,
+                    write_percent: 50,
+                    first_block: 0,
+                    span_blocks: 1 << 24,
+                    duration,
+                    seed: round + 1,
+                };
+                let result = load::run(&ch, &spec).await.expect("run");
+                assert_eq!(result.errors, 0);
+                println!(
+                    "load {round} {name:>8}: {:>9.0} IOPS, {:.1} ns each, p99 {} ns",
+                    result.iops(),
+                    1e9 / result.iops(),
+                    result.latency_ns.value_at_quantile(0.99)
+                );
+            }
+        }
+        ours.unregister().await;
+    }
+
+    /// Load from all reactors while the base is pulled out.
+    async fn hot_remove() {
+        let params = json!({ "name": "Malloc2", "num_blocks": 4096, "block_size": 4096 });
+        let reply = rpc_off_thread("bdev_malloc_create", params).await;
+        assert!(reply["error"].is_null(), "{reply}");
+        let slot: Rc<RefCell<Option<Rc<Registration<Pass>>>>> = Rc::default();
+        let events = Rc::clone(&slot);
+        let registration = Rc::new(pass_with("Pass2", "Malloc2", false, move |event| {
+            assert_eq!(event, BdevEvent::Remove);
+            let registration = events.borrow_mut().take().expect("registered");
+            executor::spawn(async move { registration.unregister().await }).detach();
+        }));
+        *slot.borrow_mut() = Some(Rc::clone(&registration));
+        let gone = registration.gone();
+        drop(registration);
+
+        let threads = thread::all().await;
+        println!("threads: {threads:?}");
+        let mut loads = Vec::new();
+        for thread in threads {
+            loads.push(executor::spawn_on(thread, || async {
+                // Each has a descriptor of its own, closed on its own thread.
+                let removed = Rc::new(Cell::new(false));
+                let told = Rc::clone(&removed);
+                let desc = Desc::open("Pass2", true, move |_| told.set(true)).expect("opened");
+                let ch = desc.channel().expect("channel");
+                let mut done = 0;
+                while !removed.get() {
+                    let spec = load::LoadSpec {
+                        queue_depth: 32,
+                        io_blocks: 1,
+                        write_percent: 50,
+                        first_block: 0,
+                        span_blocks: 4096,
+                        duration: Duration::from_millis(5),
+                        seed: 5,
+                    };
+                    let result = load::run(&ch, &spec).await.expect("run");
+                    done += result.reads + result.writes;
+                }
+                done
+            }));
+        }
+        sleep(Duration::from_millis(100)).await;
+        let reply = rpc_off_thread("bdev_malloc_delete", json!({ "name": "Malloc2" })).await;
+        assert_eq!(reply["result"], json!(true), "{reply}");
+        for load in loads {
+            assert!(load.await.expect("finished") > 0);
+        }
+        timeout(Duration::from_secs(5), gone).await.expect("in time").expect("gone");
+        assert!(bdev::find("Pass2").is_none() && bdev::find("Malloc2").is_none());
+    }
+
     async fn all() {
         assert_eq!(bdev::find("Configured").map(|info| info.module_name), None);
         let malloc = bdev::find("Malloc0").expect("configured");
@@ -458,6 +571,8 @@ mod smoke {
         commands(&pass0).await;
         rpc_methods().await;
         read_only().await;
+        hot_remove().await;
+        load().await;
 
         let device = Arc::clone(pass0.device());
         pass0.unregister().await;
@@ -522,6 +637,7 @@ mod smoke {
             name: "spdk_smoke".to_owned(),
             json_config: Some(config.clone()),
             rpc_addr: Some(socket()),
+            reactor_mask: Some("0x3".to_owned()),
             mem_mib: Some(256),
             no_pci: true,
             ..Default::default()

@@ -110,11 +110,15 @@ desc_event(enum spdk_bdev_event_type type, struct spdk_bdev *bdev, void *ctx)
 int
 psc_desc_open(const char *name, bool write, void *event_ctx, struct spdk_bdev_desc **desc)
 {
-	/* spdk_bdev_open_ext() of 20.07 says -EINVAL when there is no such bdev, newer ones -ENODEV. */
-	if (spdk_bdev_get_by_name(name) == NULL) {
+	int rc;
+
+	/* Without this, SPDK logs an error; elsewhere the list must not be looked at without its lock. */
+	if (spdk_get_thread() == psc_thread_app() && spdk_bdev_get_by_name(name) == NULL) {
 		return -ENODEV;
 	}
-	return spdk_bdev_open_ext(name, write, desc_event, event_ctx, desc);
+	rc = spdk_bdev_open_ext(name, write, desc_event, event_ctx, desc);
+	/* Of 20.07, for "no such bdev". */
+	return rc == -EINVAL ? -ENODEV : rc;
 }
 
 void

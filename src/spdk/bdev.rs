@@ -62,8 +62,22 @@ impl IoType {
         Self::Copy,
     ];
 
+    /// A match, not a search: used for each command.
     pub(super) fn from_raw(raw: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|&io_type| io_type as u32 == raw)
+        Some(match raw {
+            sys::PSC_IO_READ => Self::Read,
+            sys::PSC_IO_WRITE => Self::Write,
+            sys::PSC_IO_UNMAP => Self::Unmap,
+            sys::PSC_IO_FLUSH => Self::Flush,
+            sys::PSC_IO_RESET => Self::Reset,
+            sys::PSC_IO_WRITE_ZEROES => Self::WriteZeroes,
+            sys::PSC_IO_ZCOPY => Self::Zcopy,
+            sys::PSC_IO_COMPARE => Self::Compare,
+            sys::PSC_IO_COMPARE_AND_WRITE => Self::CompareAndWrite,
+            sys::PSC_IO_ABORT => Self::Abort,
+            sys::PSC_IO_COPY => Self::Copy,
+            _ => return None,
+        })
     }
 
     /// Whether a command of this kind can change what is read afterwards. (A zero copy can, too, when

@@ -40,11 +40,23 @@
 //! # Versions
 //! SPDK 20.07 up to today's; all differences are in `spdk-sys/shim`. Facts about 20.07 that callers
 //! meet:
-//! - UUIDs: a bdev whose module sets none gets a random one at each start (aio, uring, null and
-//!   malloc unless given, delay, passthru); nvme (from NGUID, where the device has one), lvol and gpt
-//!   are stable. So identity of a master has to come from elsewhere as well.
-//! - A bdev of ours with `required_alignment_log2 > 0` has its I/O split at 64 KiB.
-//! - `write_config_json` of bdevs comes after all modules' `config_json`, in order of registration.
+//! - UUIDs: aio, uring, split, gpt, raid, delay, error and passthru bdevs get a random one at each
+//!   start; malloc and null too, unless given (`save_config` writes it); nvme has the namespace's, if
+//!   that has one (its UUID, not its NGUID), else a random one; lvol is stable. So the identity of a
+//!   master has to come from elsewhere as well.
+//! - A bdev of ours with `required_alignment_log2 > 0` has its I/O split at 64 KiB, the largest buffer
+//!   the bdev layer has; also the bases do that (aio, uring), which only costs time. A read that comes
+//!   without buffers can be no larger.
+//! - `save_config`: first `config_json` of modules (those with examine callbacks, like ours, before
+//!   nvme's), then `write_config_json` of bdevs in order of registration. So what needs a base belongs
+//!   into the latter. SPDK holds its list lock meanwhile: no bdev function may be called there.
+//! - examine: all modules' `examine_config`, then `examine_disk` of the module that claimed, or of all.
+//!   While a bdev is registered; its RPC answers without waiting for `examine_disk`.
+//! - Without native support the bdev layer does compare-and-write as locked read, compare and write;
+//!   write zeroes as writes; unmap not at all.
+//! - Each command to a stacked bdev needs two `spdk_bdev_io`. If those that come in take all there are,
+//!   none can be forwarded, for ever: the pool (64 Ki by default) has to exceed the sum of queue depths.
+//! - The NVMe-oF initiator blocks its thread while it connects: never to a target on the same reactor.
 
 pub mod app;
 pub mod bdev;
@@ -54,6 +66,7 @@ pub mod dma;
 pub mod error;
 pub mod executor;
 pub mod json;
+pub mod load;
 pub mod nvmf;
 pub mod poller;
 pub mod rpc;

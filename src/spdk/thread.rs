@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_void};
 use std::future::Future;
 use std::ptr::NonNull;
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 
 use spdk_sys as sys;
 
@@ -132,6 +132,36 @@ impl std::fmt::Debug for Thread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Thread({})", self.name())
     }
+}
+
+/// All SPDK threads. On an SPDK thread.
+pub async fn all() -> Vec<Thread> {
+    struct Visit {
+        found: Mutex<Vec<Thread>>,
+        sender: executor::Sender<Vec<Thread>>,
+    }
+    extern "C" fn visit_each(ctx: *mut c_void) {
+        guard("for each thread", || {
+            // SAFETY: the box made below, which `done` takes back after the last visit.
+            let visit = unsafe { &*ctx.cast::<Visit>() };
+            let mut found = visit.found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.push(Thread::current());
+        });
+    }
+    extern "C" fn done(ctx: *mut c_void) {
+        guard("for each thread", || {
+            // SAFETY: the box made below; the last call.
+            let visit = unsafe { Box::from_raw(ctx.cast::<Visit>()) };
+            let found = visit.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+            visit.sender.send(found);
+        });
+    }
+    assert!(Thread::try_current().is_some(), "called on an SPDK thread");
+    let (sender, receiver) = executor::oneshot();
+    let visit = Box::new(Visit { found: Mutex::new(Vec::new()), sender });
+    // SAFETY: on an SPDK thread; what the box holds may be used from any thread.
+    unsafe { sys::psc_thread_for_each(Some(visit_each), Box::into_raw(visit).cast(), Some(done)) };
+    receiver.await.unwrap_or_default()
 }
 
 /// Starts an OS thread that keeps off the reactors' CPUs (or on `cpus`, when given).
