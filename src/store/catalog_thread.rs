@@ -1,17 +1,23 @@
 //! The OS thread that owns the catalog.
 //!
 //! Reactors hand it requests through a bounded queue and never wait: a full queue gives the
-//! request back. Each request's completion is called once, on this thread, whether the request
-//! succeeded, failed, panicked or came too late. After a panic the catalog is not touched again.
+//! request back. The completion of each request that was taken is called once, on this thread,
+//! whether the request succeeded, failed or panicked; if the thread ended meanwhile, possibly on
+//! the thread of another submitter. After a panic the catalog writes nothing any more.
 
 use std::{
     any::Any,
     fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
+    time::Duration,
 };
 
-use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam::channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 
 use super::{
     catalog::Catalog,
@@ -57,10 +63,35 @@ impl fmt::Debug for NotTaken {
     }
 }
 
+/// What the thread and its handles share.
+///
+/// A bounded crossbeam channel keeps messages whose receiver is gone for as long as there are
+/// senders, and their completions would never be called. So everybody can empty it: the thread
+/// sets `closed` and then empties the queue; a submitter queues and then looks at `closed`.
+/// Whichever is later in the one order of the sequentially consistent accesses takes the message
+/// out.
+struct Shared {
+    closed: AtomicBool,
+    receiver: Receiver<Message>,
+}
+
+impl Shared {
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn refuse_queued(&self) {
+        for message in self.receiver.try_iter() {
+            refuse(message, Error::Closed);
+        }
+    }
+}
+
 /// Hands requests to the catalog thread. Cheap to clone; never blocks.
 #[derive(Clone)]
 pub struct CatalogHandle {
     sender: Sender<Message>,
+    shared: Arc<Shared>,
 }
 
 impl fmt::Debug for CatalogHandle {
@@ -79,12 +110,8 @@ impl CatalogHandle {
         request: CatalogRequest,
         completion: Completion,
     ) -> Result<(), Box<NotTaken>> {
-        let (message, error) = match self.sender.try_send(Message::Request(request, completion)) {
-            Ok(()) => return Ok(()),
-            Err(TrySendError::Full(message)) => {
-                (message, Error::QueueFull { queued: QUEUE_REQUESTS_MAX })
-            }
-            Err(TrySendError::Disconnected(message)) => (message, Error::Closed),
+        let Err((message, error)) = self.send(Message::Request(request, completion)) else {
+            return Ok(());
         };
         let Message::Request(request, completion) = message else {
             unreachable!("the message that was sent comes back");
@@ -92,16 +119,33 @@ impl CatalogHandle {
         Err(Box::new(NotTaken { request, completion, error }))
     }
 
-    /// Queues work of another sort, such as `create_volume`. A job that is never run is called
-    /// with [`Error::Closed`].
+    /// Queues work of another sort, such as `create_volume`. A job that was taken is called once,
+    /// with [`Error::Closed`] or [`Error::Panicked`] where the catalog is not to be had.
     ///
     /// # Errors
     /// [`Error::QueueFull`] or [`Error::Closed`]; the job is dropped uncalled.
     pub fn run(&self, job: Job) -> Result<()> {
-        self.sender.try_send(Message::Job(job)).map_err(|error| match error {
-            TrySendError::Full(_) => Error::QueueFull { queued: QUEUE_REQUESTS_MAX },
-            TrySendError::Disconnected(_) => Error::Closed,
-        })
+        self.send(Message::Job(job)).map_err(|(_, error)| error)
+    }
+
+    // The large error is the message itself, which has to come back without an allocation.
+    #[allow(clippy::result_large_err)]
+    fn send(&self, message: Message) -> Result<(), (Message, Error)> {
+        if self.shared.is_closed() {
+            return Err((message, Error::Closed));
+        }
+        match self.sender.try_send(message) {
+            Ok(()) => {
+                if self.shared.is_closed() {
+                    self.shared.refuse_queued();
+                }
+                Ok(())
+            }
+            Err(TrySendError::Full(message)) => {
+                Err((message, Error::QueueFull { queued: QUEUE_REQUESTS_MAX }))
+            }
+            Err(TrySendError::Disconnected(message)) => Err((message, Error::Closed)),
+        }
     }
 }
 
@@ -123,14 +167,16 @@ impl CatalogThread {
         spawn: impl FnOnce(Body) -> io::Result<JoinHandle<()>>,
     ) -> io::Result<Self> {
         let (sender, receiver) = bounded(QUEUE_REQUESTS_MAX);
+        let shared = Arc::new(Shared { closed: AtomicBool::new(false), receiver });
         let (outcome_sender, outcome) = bounded(1);
+        let served = Arc::clone(&shared);
         let body = Box::new(move || {
-            let result = serve(catalog, &receiver);
+            let result = serve(catalog, &served);
             // Nobody listens where the thread was dropped without a stop.
             let _ = outcome_sender.send(result);
         });
         let join = Some(spawn(body)?);
-        Ok(CatalogThread { handle: CatalogHandle { sender }, join, outcome })
+        Ok(CatalogThread { handle: CatalogHandle { sender, shared }, join, outcome })
     }
 
     /// A handle to hand out.
@@ -144,8 +190,15 @@ impl CatalogThread {
     /// # Errors
     /// What closing the catalog returned; [`Error::Panicked`].
     pub fn stop(mut self) -> Result<()> {
-        // Blocks only while the queue is full, and the thread empties it.
-        let _ = self.handle.sender.send(Message::Stop);
+        // A full queue is emptied by the thread, if it still runs.
+        const LOOK_AGAIN: Duration = Duration::from_millis(10);
+        let mut message = Message::Stop;
+        while !self.handle.shared.is_closed() {
+            match self.handle.sender.send_timeout(message, LOOK_AGAIN) {
+                Err(SendTimeoutError::Timeout(back)) => message = back,
+                _ => break,
+            }
+        }
         let result = self.outcome.recv().unwrap_or(Err(Error::Closed));
         if let Some(join) = self.join.take()
             && let Err(panic) = join.join()
@@ -172,53 +225,52 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 }
 
 /// The thread's body: until a stop, or until the last handle is gone.
-fn serve(mut catalog: Catalog, receiver: &Receiver<Message>) -> Result<()> {
+fn serve(mut catalog: Catalog, shared: &Shared) -> Result<()> {
     let mut panicked: Option<String> = None;
-    while let Ok(message) = receiver.recv() {
-        match message {
-            Message::Stop => break,
-            message => {
-                if let Err(message) = serve_one(&mut catalog, message, panicked.as_deref()) {
-                    tracing::error!(%message, "the catalog thread panicked");
-                    panicked.get_or_insert(message);
-                }
+    while let Ok(message) = shared.receiver.recv() {
+        if matches!(message, Message::Stop) {
+            break;
+        }
+        let known = panicked.clone();
+        let served = catch_unwind(AssertUnwindSafe(|| match known {
+            None => serve_one(&mut catalog, message),
+            Some(message_of_panic) => {
+                refuse(message, Error::Panicked { message: message_of_panic });
+                Ok(())
             }
+        }));
+        // The inner panics were answered; the outer ones are those of a completion or a job.
+        if let Err(message) = served.unwrap_or_else(|panic| Err(panic_message(&*panic))) {
+            tracing::error!(%message, "panic on the catalog thread");
+            panicked.get_or_insert(message);
         }
     }
+    shared.closed.store(true, Ordering::SeqCst);
     // Those that slipped in behind the stop.
-    for message in receiver.try_iter() {
-        refuse(message, || Error::Closed);
-    }
-    if let Some(message) = panicked {
-        // Dropping the database could panic once more; the next load repairs it.
-        std::mem::forget(catalog);
+    let refused = catch_unwind(AssertUnwindSafe(|| shared.refuse_queued()));
+    if let Some(message) = panicked.or(refused.err().map(|panic| panic_message(&*panic))) {
+        let dropped = catch_unwind(AssertUnwindSafe(|| catalog.abandon()));
+        if dropped.is_err() {
+            tracing::error!("the catalog panicked again when it was dropped");
+        }
         return Err(Error::Panicked { message });
     }
     catalog.close()
 }
 
-fn refuse(message: Message, error: impl FnOnce() -> Error) {
+fn refuse(message: Message, error: Error) {
     match message {
-        Message::Request(_, completion) => completion(Err(error())),
-        Message::Job(job) => job(Err(error())),
+        Message::Request(_, completion) => completion(Err(error)),
+        Message::Job(job) => job(Err(error)),
         Message::Stop => {}
     }
 }
 
-/// Serves one message; returns the message of a panic.
-fn serve_one(
-    catalog: &mut Catalog,
-    message: Message,
-    panicked: Option<&str>,
-) -> Result<(), String> {
-    if let Some(panicked) = panicked {
-        refuse(message, || Error::Panicked { message: panicked.to_owned() });
-        return Ok(());
-    }
+/// Serves one message; returns the message of a panic inside the catalog.
+fn serve_one(catalog: &mut Catalog, message: Message) -> Result<(), String> {
     match message {
         Message::Request(request, completion) => {
-            let outcome = catch_unwind(AssertUnwindSafe(|| catalog.execute(request)));
-            match outcome {
+            match catch_unwind(AssertUnwindSafe(|| catalog.execute(request))) {
                 Ok(result) => completion(result),
                 Err(panic) => {
                     let message = panic_message(&*panic);
@@ -227,10 +279,7 @@ fn serve_one(
                 }
             }
         }
-        Message::Job(job) => {
-            let outcome = catch_unwind(AssertUnwindSafe(|| job(Ok(catalog))));
-            outcome.map_err(|panic| panic_message(&*panic))?;
-        }
+        Message::Job(job) => job(Ok(catalog)),
         Message::Stop => {}
     }
     Ok(())

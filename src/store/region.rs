@@ -72,6 +72,8 @@ pub(super) struct Region {
     length: Mutex<Length>,
     /// redb asked for more than the region has, since the last [`Region::take_overflow`].
     overflow: AtomicBool,
+    /// Nothing may reach the device any more.
+    cut_off: AtomicBool,
 }
 
 impl fmt::Debug for Region {
@@ -88,7 +90,14 @@ impl Region {
     fn new(device: SharedDevice, offset: u64, size_bytes: u64, length: Length) -> Arc<Self> {
         assert!(size_bytes > FILE_OFFSET + PAGE_BYTES && size_bytes.is_multiple_of(PAGE_BYTES));
         let length = Mutex::new(length);
-        Arc::new(Region { device, offset, size_bytes, length, overflow: AtomicBool::new(false) })
+        Arc::new(Region {
+            device,
+            offset,
+            size_bytes,
+            length,
+            overflow: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
+        })
     }
 
     /// An empty file in a fresh region; durable on return.
@@ -156,6 +165,18 @@ impl Region {
         self.overflow.store(true, Ordering::Relaxed);
     }
 
+    /// Lets all later accesses fail.
+    pub(super) fn cut_off(&self) {
+        self.cut_off.store(true, Ordering::Relaxed);
+    }
+
+    fn check_cut_off(&self) -> io::Result<()> {
+        if self.cut_off.load(Ordering::Relaxed) {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "the catalog was abandoned"));
+        }
+        Ok(())
+    }
+
     /// Gives the file all of the region, durably. redb grows by doubling and so fails with up to
     /// half of the region unused; it takes over a file that it finds longer when it opens it.
     /// Only between two `Database`s.
@@ -171,6 +192,7 @@ impl Region {
     }
 
     fn flush(&self) -> io::Result<()> {
+        self.check_cut_off()?;
         self.device.flush()?;
         self.lock().unflushed = false;
         Ok(())
@@ -196,6 +218,7 @@ impl Region {
     }
 
     fn set_length(&self, bytes: u64) -> io::Result<()> {
+        self.check_cut_off()?;
         let old = self.length_bytes();
         if bytes == old {
             return Ok(());
@@ -223,6 +246,7 @@ impl Region {
     }
 
     fn check_range(&self, offset: u64, length: usize) -> io::Result<u64> {
+        self.check_cut_off()?;
         let end = offset.checked_add(length as u64);
         if end.is_none_or(|end| end > self.length_bytes()) {
             return Err(io::Error::new(

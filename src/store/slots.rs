@@ -98,7 +98,7 @@ impl SlotAllocator {
         true
     }
 
-    /// Gives a slot back. Panics if it is free: the same slot given back twice could be taken twice.
+    /// Gives a slot back. Panics if it is free: one given back twice could be taken twice.
     pub fn release(&mut self, slot: SlotIndex) {
         let (word, bit) = self.place(slot);
         assert!(self.words[word] & bit != 0, "slot {} released twice", slot.0);

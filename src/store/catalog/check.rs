@@ -1,4 +1,4 @@
-//! Whether the catalog keeps its promises (I8): each slot has at most one owner, all numbers add up.
+//! Whether the catalog keeps its promises (I8): each slot has at most one owner, numbers add up.
 
 use std::collections::{BTreeMap, BTreeSet};
 

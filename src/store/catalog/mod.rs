@@ -520,6 +520,14 @@ impl Catalog {
         })
     }
 
+    /// Lets go of the device without another write: for a catalog that panicked, whose memory may
+    /// contradict itself. The next open repairs what is on the device.
+    pub(super) fn abandon(mut self) {
+        self.closed = true;
+        self.region.cut_off();
+        self.database = None;
+    }
+
     /// Closes the database in order, so that the next open needs no repair. The catalog serves
     /// nothing afterwards; closing again does nothing.
     ///
