@@ -260,7 +260,7 @@ fn volume_stats(stats: &VolumeStats) -> String {
     let commands = &stats.commands;
     let copy = &stats.copy;
     let staging = &stats.staging;
-    let seconds = (stats.interval_ms / 1000).max(1);
+    let rate = |count: u64| bytes_per_s(count, stats.interval_ms);
     pairs(&[
         ("volume", clean(&stats.volume)),
         ("since", format!("{} ({})", clean(&stats.since), duration_ms(stats.interval_ms))),
@@ -281,11 +281,11 @@ fn volume_stats(stats: &VolumeStats) -> String {
         (
             "data",
             format!(
-                "{} read ({}/s), {} written ({}/s), {} unmapped",
+                "{} read ({}), {} written ({}), {} unmapped",
                 bytes(stats.bytes.read),
-                bytes(stats.bytes.read / seconds),
+                rate(stats.bytes.read),
                 bytes(stats.bytes.written),
-                bytes(stats.bytes.written / seconds),
+                rate(stats.bytes.written),
                 bytes(stats.bytes.unmapped)
             ),
         ),
@@ -367,7 +367,7 @@ fn chunks(page: &ChunkPage) -> String {
             staged.into(),
             or_dash(slot),
             or_dash(chunk.operation_number.map(|op| op.to_string())),
-            chunk.block_map.0.count_ones().to_string(),
+            or_dash(chunk.operation_number.map(|_| chunk.block_map.0.count_ones().to_string())),
             or_dash(chunk.last_write_age_ms.map(|age| duration_ms(age) + " ago")),
         ]);
     }
@@ -400,6 +400,11 @@ pub fn bytes(count: u64) -> String {
         0 => format!("{whole} {}", UNITS[unit - 1]),
         _ => format!("{whole}.{tenth} {}", UNITS[unit - 1]),
     }
+}
+
+fn bytes_per_s(count: u64, interval_ms: u64) -> String {
+    let rate = (u128::from(count) * 1000).checked_div(u128::from(interval_ms)).unwrap_or(0);
+    bytes(u64::try_from(rate).unwrap_or(u64::MAX)) + "/s"
 }
 
 fn percent(part: u64, whole: u64) -> String {

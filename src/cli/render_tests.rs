@@ -159,6 +159,9 @@ fn sizes_and_times_have_fitting_units() {
         assert_eq!(duration_us(us), text);
     }
     assert_eq!(duration_ms(u64::MAX), duration_us(u64::MAX));
+    assert_eq!(bytes_per_s(1 << 20, 500), "2 MiB/s");
+    assert_eq!(bytes_per_s(u64::MAX, 1), "15.9 EiB/s");
+    assert_eq!(bytes_per_s(7, 0), "0 B/s");
     assert_eq!(percent(0, 0), "0%");
     assert_eq!(percent(1, 100_000), "<0.1%");
     assert_eq!(percent(5, 4), "125.0%");
