@@ -158,7 +158,11 @@ pub const METHODS: &[Method] = &[
         summary: "Loads a store that is on a bdev.",
         details: "Stores are also loaded by themselves when their bdev appears; loading a loaded \
                   store again changes nothing. With both parameters, the store on the bdev must \
-                  have that name; by name alone, it must be loaded already. Never formats anything.",
+                  have that name; by name alone, it must be loaded already. Never formats \
+                  anything.\n\n\
+                  In a configuration that is loaded at start, the method may stand before the one \
+                  that brings the bdev: the store is loaded when the bdev is there, and the answer \
+                  is an empty list.",
         params: &[STORE_BDEV, STORE_NAME],
         one_of: &["bdev", "name"],
         example: r#"{"bdev": "Nvme1n1"}"#,
