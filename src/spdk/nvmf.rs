@@ -161,10 +161,22 @@ pub async fn create(spec: &SubsystemSpec) -> Result<(), Errno> {
     })?;
     let result = fill(spec).await;
     if result.is_err() {
-        // What went wrong first is what counts.
-        let _ = destroy(&spec.nqn).await;
+        abandon(&spec.nqn).await;
     }
     result
+}
+
+/// Removes a subsystem that did not come to run. What went wrong before is what counts, so nothing
+/// is reported.
+async fn abandon(nqn: &str) {
+    let Ok(subsystem) = find(nqn) else { return };
+    // SAFETY: on the app thread, found just now. SPDK refuses to stop what never started.
+    let _ =
+        control(|done, ctx| unsafe { sys::psc_nvmf_subsystem_stop(subsystem, done, ctx) }).await;
+    let Ok(subsystem) = find(nqn) else { return };
+    // SAFETY: on the app thread, found just now, inactive.
+    let _ =
+        control(|done, ctx| unsafe { sys::psc_nvmf_subsystem_destroy(subsystem, done, ctx) }).await;
 }
 
 async fn fill(spec: &SubsystemSpec) -> Result<(), Errno> {
