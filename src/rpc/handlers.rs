@@ -65,9 +65,13 @@ pub fn register_all() {
     for method in METHODS {
         let name = method.name;
         spdk::rpc::register(name, move |params| async move {
-            serve(name, &params)
-                .await
-                .map_err(|error| spdk::RpcError { code: error.code, message: error.message })
+            serve(name, &params).await.map_err(|error| {
+                if !world().started.get() {
+                    // SPDK shows the answer but not the method, and then stops.
+                    tracing::error!(method = name, %error, "a method of the configuration failed");
+                }
+                spdk::RpcError { code: error.code, message: error.message }
+            })
         });
     }
 }
@@ -85,7 +89,10 @@ async fn serve(method: &str, params: &Value) -> Result<Value, RpcError> {
         }
         Params::StoreLoad(p) => {
             let store = control::load_store(p.name.as_deref(), p.bdev.as_deref()).await?;
-            reply(&[store_object(&store, StoreState::Loaded).await])
+            match store {
+                Some(store) => reply(&[store_object(&store, StoreState::Loaded).await]),
+                None => reply::<[Store; 0]>(&[]),
+            }
         }
         Params::StoreUnload(p) => {
             let store = store_host::find(&world(), p.name.as_deref(), p.bdev.as_deref())?;

@@ -13,7 +13,7 @@ use super::export;
 use super::failure::{Failure, Sort};
 use super::snapshots;
 use super::stats::unix_ms;
-use super::store_host::{KnownVolume, Open, StoreHost};
+use super::store_host::{self, KnownVolume, Open, StoreHost};
 use super::volume::{self, Volume, VolumeOptions, WaitFor};
 use super::volume_bdev::VolumeDevice;
 use super::world::world;
@@ -35,6 +35,14 @@ const IDENTITY_CHUNKS: usize = 16;
 
 /// How long an operation waits for a deletion under way before it gives up.
 const DELETION_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// How long a call of the start-up configuration may take: SPDK's loader gives up after 10 s, and the
+/// target with it. What takes longer goes on by itself.
+const START_CALL_MAX: Duration = Duration::from_secs(8);
+
+/// How long a volume of the start-up configuration waits for bdevs that other modules are still
+/// looking for (a logical volume, say) before the configuration goes on without it.
+const START_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Pause between two looks at a deletion under way.
 const DELETION_PAUSE: Duration = Duration::from_millis(1);
@@ -58,6 +66,7 @@ pub async fn create_store(
             format!("a store named '{name}' is open; choose another name, or delete that store"),
         ));
     }
+    let turn = world.turn(bdev).await;
     let options = FormatOptions {
         name: name.to_owned(),
         uuid: Uuid::new_v4(),
@@ -66,40 +75,123 @@ pub async fn create_store(
         created_at_unix_ms: unix_ms(),
     };
     let store = StoreHost::open(bdev, Open::Format(options)).await?;
+    drop(turn);
     attach_awaited().await;
     Ok(store)
 }
 
-/// Opens the store on a bdev, if it is not open.
+/// Opens the store on a bdev, if it is not open. While the start-up configuration is being loaded, a
+/// store whose bdev is not there yet is opened when it comes, and `None` is the answer.
+///
+/// SPDK saves the calls of modules before those of bdevs, so that in a saved configuration this call
+/// stands before the one that brings the bdev.
 ///
 /// # Errors
 /// See `presnap_store_load` in docs/rpc.md.
-pub async fn load_store(name: Option<&str>, bdev: Option<&str>) -> Result<Rc<StoreHost>, Failure> {
+pub async fn load_store(
+    name: Option<&str>,
+    bdev: Option<&str>,
+) -> Result<Option<Rc<StoreHost>>, Failure> {
     let world = world();
-    let open = match (name, bdev) {
-        (_, Some(bdev)) => world.store_on(bdev),
-        (Some(name), None) => Some(world.store(name)?),
-        (None, None) => None,
+    let Some(bdev) = bdev else {
+        let name = name.ok_or_else(|| Failure::new(Sort::Invalid, "name a store or a bdev"))?;
+        return world.store(name).map(Some);
     };
-    let store = match (open, bdev) {
-        (Some(store), _) => store,
-        (None, Some(bdev)) => StoreHost::open(bdev, Open::Load).await?,
-        (None, None) => return Err(Failure::new(Sort::Invalid, "name a store or a bdev")),
+    if world.started.get() {
+        let store = load_store_on(bdev, name).await?;
+        attach_awaited().await;
+        return Ok(Some(store));
+    }
+    if bdev::find(bdev).is_none() {
+        tracing::info!(bdev, "store waits for its bdev");
+        world.awaited_stores.borrow_mut().insert(bdev.to_owned(), name.map(str::to_owned));
+        return Ok(None);
+    }
+    let (bdev, name) = (bdev.to_owned(), name.map(str::to_owned));
+    let task = executor::spawn(async move {
+        let store = load_store_on(&bdev, name.as_deref()).await?;
+        attach_awaited().await;
+        Ok(Some(store))
+    });
+    // It goes on if that takes longer.
+    executor::timeout(START_CALL_MAX, task).await.unwrap_or(Ok(None))
+}
+
+async fn load_store_on(bdev: &str, name: Option<&str>) -> Result<Rc<StoreHost>, Failure> {
+    let world = world();
+    let turn = world.turn(bdev).await;
+    let (store, opened) = match world.store_on(bdev) {
+        Some(store) => (store, false),
+        None => (StoreHost::open(bdev, Open::Load).await?, true),
     };
     if let Some(name) = name
         && store.name != name
     {
+        if opened {
+            store.close().await;
+        }
         return Err(Failure::new(
             Sort::NotFound,
-            format!("the store on bdev '{}' is named '{}', not '{name}'", store.bdev, store.name),
+            format!(
+                "the store on bdev '{bdev}' is named '{}', not '{name}'; name that one, or another \
+                 bdev",
+                store.name
+            ),
         ));
     }
-    attach_awaited().await;
+    drop(turn);
     Ok(store)
+}
+
+/// A bdev has come, or none will come by itself any more: opens the store on it, if there is one.
+pub async fn examine_store(info: &BdevInfo) {
+    let world = world();
+    let turn = world.turn(&info.name).await;
+    // It may have been opened, or gone away, while this waited for its turn.
+    let free = bdev::find(&info.name).is_some_and(|info| info.claimed_by.is_none())
+        && world.store_on(&info.name).is_none();
+    if free && store_host::carries_store(info).await {
+        match StoreHost::open(&info.name, Open::Load).await {
+            Ok(store) => tracing::info!(store = store.name, bdev = info.name, "store loaded"),
+            Err(failure) => {
+                tracing::warn!(bdev = info.name, %failure, "store found but not loaded");
+            }
+        }
+    }
+    drop(turn);
+}
+
+/// Opens the awaited stores whose bdev is there now: with `bdev_auto_examine` off, SPDK shows the
+/// module no bdev.
+async fn load_awaited_stores() {
+    let world = world();
+    loop {
+        let ready = {
+            let mut awaited = world.awaited_stores.borrow_mut();
+            let bdev = awaited.keys().find(|bdev| bdev::find(bdev).is_some()).cloned();
+            bdev.and_then(|bdev| awaited.remove_entry(&bdev))
+        };
+        let Some((bdev, name)) = ready else { return };
+        if let Err(failure) = load_store_on(&bdev, name.as_deref()).await {
+            tracing::error!(bdev, %failure, "store of the configuration not loaded");
+        }
+    }
 }
 
 fn check_unused(store: &StoreHost) -> Result<(), Failure> {
     let world = world();
+    if world.stores.borrow().get(&store.name).is_none_or(|open| open.key != store.key) {
+        return Err(Failure::no_store(&store.name)); // closed while this waited for its turn
+    }
+    if let Some(volume) = world.attaching_from(store) {
+        return Err(Failure::new(
+            Sort::Busy,
+            format!(
+                "volume '{volume}' of store '{}' is being created; delete that bdev first",
+                store.name
+            ),
+        ));
+    }
     let volumes = world.volumes.borrow();
     if let Some(volume) = volumes.values().find(|volume| volume.store.key == store.key) {
         return Err(Failure::new(
@@ -133,6 +225,7 @@ fn check_unused(store: &StoreHost) -> Result<(), Failure> {
 /// # Errors
 /// See `presnap_store_unload` in docs/rpc.md.
 pub async fn unload_store(store: &Rc<StoreHost>) -> Result<(), Failure> {
+    let _turn = world().turn(&store.bdev).await;
     check_unused(store)?;
     store.close().await;
     Ok(())
@@ -143,6 +236,7 @@ pub async fn unload_store(store: &Rc<StoreHost>) -> Result<(), Failure> {
 /// # Errors
 /// See `presnap_store_delete` in docs/rpc.md.
 pub async fn delete_store(store: &Rc<StoreHost>) -> Result<(), Failure> {
+    let _turn = world().turn(&store.bdev).await;
     check_unused(store)?;
     let (_, channel) = store.device()?;
     let key = world().next_key();
@@ -170,35 +264,46 @@ pub async fn delete_store(store: &Rc<StoreHost>) -> Result<(), Failure> {
 /// See `bdev_presnap_create` in docs/rpc.md.
 pub async fn create_volume(options: VolumeOptions) -> Result<(), Failure> {
     let world = world();
-    let missing = bdev::find(&options.base_bdev).is_none()
-        || !world.stores.borrow().contains_key(&options.store);
-    if missing && !world.started.get() {
-        let mut awaited = world.awaited.borrow_mut();
-        if awaited.iter().any(|other| other.name == options.name) {
-            return Err(name_taken(&options.name));
-        }
-        tracing::info!(
-            volume = options.name,
-            base = options.base_bdev,
-            store = options.store,
-            "volume waits for its master and its store"
-        );
-        awaited.push(options);
-        return Ok(());
+    if world.started.get() {
+        return attach(options).await;
     }
-    attach(options).await
+    if world.awaited.borrow().iter().any(|other| other.name == options.name) {
+        return Err(name_taken(&options.name));
+    }
+    load_awaited_stores().await;
+    // What the next calls of the configuration name should be there when they come.
+    let start = std::time::Instant::now();
+    while is_missing(&options) {
+        let wait_max = if world.has_turns() { START_CALL_MAX } else { START_WAIT_MAX };
+        if start.elapsed() > wait_max {
+            tracing::info!(
+                volume = options.name,
+                base = options.base_bdev,
+                store = options.store,
+                "volume waits for its master and its store"
+            );
+            world.awaited.borrow_mut().push(options);
+            return Ok(());
+        }
+        executor::sleep(DELETION_PAUSE).await;
+    }
+    let left = START_CALL_MAX.saturating_sub(start.elapsed());
+    executor::timeout(left, executor::spawn(attach(options))).await.unwrap_or(Ok(()))
 }
 
-/// Attaches the awaited volumes whose master and store are there now.
+fn is_missing(options: &VolumeOptions) -> bool {
+    bdev::find(&options.base_bdev).is_none()
+        || !world().stores.borrow().contains_key(&options.store)
+}
+
+/// Opens the awaited stores, and attaches the awaited volumes, for which all is there now.
 pub async fn attach_awaited() {
+    load_awaited_stores().await;
     loop {
         let world = world();
         let ready = {
             let mut awaited = world.awaited.borrow_mut();
-            let at = awaited.iter().position(|options| {
-                bdev::find(&options.base_bdev).is_some()
-                    && world.stores.borrow().contains_key(&options.store)
-            });
+            let at = awaited.iter().position(|options| !is_missing(options));
             at.map(|at| awaited.remove(at))
         };
         let Some(options) = ready else { return };
@@ -222,6 +327,8 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
         return Err(name_taken(&options.name));
     }
     let store = world.store(&options.store)?;
+    let _attaching =
+        world.attaching(&options.name, &store).ok_or_else(|| name_taken(&options.name))?;
     let (_, store_channel) = store.device()?;
     let info =
         bdev::find(&options.base_bdev).ok_or_else(|| Failure::no_bdev(&options.base_bdev))?;
@@ -627,10 +734,9 @@ fn busy_with_progress(volume: &Volume, name: &str, error: &ChainError) -> Failur
     if let (ChainError::Busy { .. }, Some(record)) = (error, volume.snapshot_so_far()) {
         let chunks = record.chunks;
         let done = chunks.adopted + chunks.copied + chunks.preserved + chunks.zero;
-        let share = volume.with_engine(|engine| engine.progress().map_or(0.0, |(_, share)| share));
         failure.message.push_str(&format!(
-            " ({done} chunks done, {:.0}% of the volume looked at)",
-            share * 100.0
+            " ({done} of {} required chunks done so far)",
+            chunks.required.max(done)
         ));
     }
     failure
@@ -700,6 +806,8 @@ async fn wait_for_deletion(known: &KnownVolume) -> Result<(), Failure> {
 pub async fn delete_snapshot(volume_name: &str, name: &str) -> Result<(), Failure> {
     let (store, known) = world().known_volume(volume_name)?;
     wait_for_deletion(&known).await?;
+    // Before a completing one is given up, and once more after that took its time.
+    check_not_exported(volume_name, name)?;
     let completing = known.chain.borrow().completing().filter(|r| r.name == name).map(|r| r.seq);
     if let Some(seq) = completing {
         let id = known.record.borrow().id;
@@ -709,13 +817,7 @@ pub async fn delete_snapshot(volume_name: &str, name: &str) -> Result<(), Failur
             wait_for_deletion(&known).await?;
         }
     }
-    let bdev = snapshots::bdev_name(volume_name, name);
-    if let Some(export) = export::find(&bdev) {
-        return Err(Failure::new(
-            Sort::Busy,
-            format!("snapshot '{bdev}' is exported in '{}'; unexport it first", export.nqn),
-        ));
-    }
+    check_not_exported(volume_name, name)?;
     let seq = known
         .chain
         .borrow()
@@ -726,6 +828,17 @@ pub async fn delete_snapshot(volume_name: &str, name: &str) -> Result<(), Failur
         volume.counters.borrow_mut().deleted += 1;
     }
     Ok(())
+}
+
+fn check_not_exported(volume: &str, name: &str) -> Result<(), Failure> {
+    let bdev = snapshots::bdev_name(volume, name);
+    match export::find(&bdev) {
+        None => Ok(()),
+        Some(export) => Err(Failure::new(
+            Sort::Busy,
+            format!("snapshot '{bdev}' is exported in '{}'; unexport it first", export.nqn),
+        )),
+    }
 }
 
 /// Deletes a snapshot that is complete or failed.

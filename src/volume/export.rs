@@ -3,11 +3,22 @@
 //! What is exported is asked of SPDK's NVMe-oF target, not remembered: `save_config` saves its
 //! subsystems, and other RPCs may change them.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use super::failure::{Failure, Sort};
 use super::store_host::KnownVolume;
 use crate::engine::records::{SnapshotRecord, SnapshotState};
 use crate::spdk::error::Errno;
+use crate::spdk::executor;
 use crate::spdk::nvmf::{self, Address, Hosts, Namespace, SubsystemSpec};
+
+/// How long a bdev that is being removed waits for its subsystem. Changes take milliseconds, or as
+/// long as the longest command in flight.
+const EVICT_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Pause between two tries.
+const EVICT_PAUSE: Duration = Duration::from_millis(1);
 
 /// A snapshot's place in the NVMe-oF target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +42,21 @@ pub struct ExportRequest {
     pub address: Address,
     /// Who may connect; `None` for anyone.
     pub hosts: Option<Vec<String>>,
+}
+
+impl ExportRequest {
+    /// Whether that is what it asks for.
+    fn asks_for(&self, exported: &Exported) -> bool {
+        let place = |address: &Address| {
+            (address.trtype.to_uppercase(), address.traddr.clone(), address.trsvcid.clone())
+        };
+        let hosts = |hosts: &Option<Vec<String>>| {
+            hosts.as_ref().map(|hosts| hosts.iter().cloned().collect::<BTreeSet<_>>())
+        };
+        exported.nqn == self.nqn
+            && exported.address.as_ref().map(place) == Some(place(&self.address))
+            && hosts(&exported.hosts) == hosts(&self.hosts)
+    }
 }
 
 /// Where a bdev is exported, if it is.
@@ -74,13 +100,15 @@ pub async fn create(
         ));
     }
     if let Some(exported) = find(&bdev) {
-        if exported.nqn == request.nqn {
+        if request.asks_for(&exported) {
             return Ok(exported);
         }
+        // To answer with what is there would say that hosts are kept out who are not.
         return Err(Failure::new(
             Sort::Exists,
             format!(
-                "snapshot '{bdev}' is exported in '{}' already; unexport it first",
+                "snapshot '{bdev}' is exported in '{}' already, not as asked for now; unexport it \
+                 first",
                 exported.nqn
             ),
         ));
@@ -118,8 +146,17 @@ pub async fn create(
 
 fn refused(bdev: &str, request: &ExportRequest, error: Errno) -> Failure {
     let Address { trtype, traddr, trsvcid, .. } = &request.address;
+    if error == Errno::PROTONOSUPPORT {
+        return Failure::new(
+            Sort::NotSupported,
+            format!(
+                "snapshot '{bdev}' cannot be exported over {trtype}: this SPDK has no such \
+                 transport; use TCP, or build SPDK with it"
+            ),
+        );
+    }
     let sort = match error {
-        Errno::INVAL => Sort::Invalid,
+        Errno::INVAL | Errno::ADDRNOTAVAIL | Errno::ADDRINUSE | Errno::ACCES => Sort::Invalid,
         Errno::EXIST => Sort::Exists,
         Errno::NODEV => Sort::NoDevice,
         _ => Sort::Io,
@@ -128,10 +165,29 @@ fn refused(bdev: &str, request: &ExportRequest, error: Errno) -> Failure {
         sort,
         format!(
             "snapshot '{bdev}' cannot be exported in '{}' at {trtype} {traddr} port {trsvcid}: \
-             {error}; check the address, the NQN, and that SPDK has the transport",
+             {error}; check the address (one of this machine's, and a free port) and the NQN",
             request.nqn
         ),
     )
+}
+
+/// Takes a bdev that is about to be removed out of every subsystem.
+///
+/// SPDK does that by itself, but tries only once: when the subsystem is just being changed, for the
+/// removal of another bdev from it, say, SPDK of 20.07 gives up and keeps the bdev open for ever.
+pub async fn evict(bdev: &str) {
+    let started = Instant::now();
+    loop {
+        let Some(exported) = find(bdev) else { return };
+        match nvmf::remove_ns(&exported.nqn, exported.nsid).await {
+            Ok(()) => continue,
+            Err(error) if started.elapsed() > EVICT_TIME_MAX => {
+                tracing::error!(bdev, nqn = exported.nqn, %error, "bdev stays in its subsystem");
+                return;
+            }
+            Err(_) => executor::sleep(EVICT_PAUSE).await,
+        }
+    }
 }
 
 /// Ends the export of a snapshot.

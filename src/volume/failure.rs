@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::world::world;
 use crate::engine::ChainError;
 use crate::spdk::error::Errno;
 use crate::store;
@@ -80,8 +81,8 @@ impl Failure {
             Errno::PERM | Errno::BUSY => Self::new(
                 Sort::Busy,
                 format!(
-                    "bdev '{name}' is in use by another module; delete what uses it, or name \
-                     another bdev"
+                    "bdev '{name}' is in use: {}; delete what uses it, or name another bdev",
+                    world().user_of(name)
                 ),
             ),
             other => Self::new(Sort::Io, format!("bdev '{name}' cannot be opened: {other}")),

@@ -2,16 +2,16 @@
 //! shutdown.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::control;
-use super::store_host::{self, Open, StoreHost};
 use super::world::world;
 use crate::spdk::app;
 use crate::spdk::bdev::BdevInfo;
 use crate::spdk::bdev_module::{self, ModuleHooks};
-use crate::spdk::executor::LocalFuture;
+use crate::spdk::executor::{self, LocalFuture};
 use crate::spdk::json::JsonWriter;
 use crate::spdk::nvmf;
 
@@ -33,36 +33,33 @@ pub fn started() {
     let world = world();
     world.started.set(true);
     nvmf::show_write_protection();
-    for options in world.awaited.borrow().iter() {
-        tracing::warn!(
-            volume = options.name,
-            base = options.base_bdev,
-            store = options.store,
-            "volume still waits for its master or its store"
-        );
-    }
     app::on_shutdown(|| Box::pin(shut_down()));
+    executor::spawn(async move {
+        control::attach_awaited().await;
+        for bdev in world.awaited_stores.borrow().keys() {
+            tracing::warn!(bdev, "store still waits for its bdev");
+        }
+        for options in world.awaited.borrow().iter() {
+            tracing::warn!(
+                volume = options.name,
+                base = options.base_bdev,
+                store = options.store,
+                "volume still waits for its master or its store"
+            );
+        }
+    })
+    .detach();
 }
 
 /// A bdev has come: if it carries a store, open that; if volumes waited for it, attach them.
 fn examine_disk(info: &BdevInfo) -> Option<LocalFuture<()>> {
     if info.module_name == super::MODULE_NAME {
-        return None;
+        // A volume cannot hold a store, but it can be the master of another.
+        return Some(Box::pin(control::attach_awaited()));
     }
     let info = info.clone();
     Some(Box::pin(async move {
-        let world = world();
-        if world.store_on(&info.name).is_none()
-            && info.claimed_by.is_none()
-            && store_host::carries_store(&info).await
-        {
-            match StoreHost::open(&info.name, Open::Load).await {
-                Ok(store) => tracing::info!(store = store.name, bdev = info.name, "store loaded"),
-                Err(failure) => {
-                    tracing::warn!(bdev = info.name, %failure, "store found but not loaded");
-                }
-            }
-        }
+        control::examine_store(&info).await;
         control::attach_awaited().await;
     }))
 }
@@ -70,7 +67,14 @@ fn examine_disk(info: &BdevInfo) -> Option<LocalFuture<()>> {
 /// Calls that open the stores again; those of the volumes follow, each with its bdev.
 fn config_json(w: &mut JsonWriter) {
     for store in world().stores.borrow().values() {
-        w.call("presnap_store_load", &json!({ "bdev": store.bdev, "name": store.name }));
+        store.write_config(w);
+    }
+    for (bdev, name) in world().awaited_stores.borrow().iter() {
+        let params = match name {
+            Some(name) => json!({ "bdev": bdev, "name": name }),
+            None => json!({ "bdev": bdev }),
+        };
+        w.call("presnap_store_load", &params);
     }
     for options in world().awaited.borrow().iter() {
         let (method, params) = (world().describe().volume_call)(options);
@@ -78,14 +82,40 @@ fn config_json(w: &mut JsonWriter) {
     }
 }
 
-/// Volumes save what a later start may trust, then stores are closed.
+/// How long the shutdown waits for one subsystem, volume or store before it goes on without.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Initiators are disconnected, volumes save what a later start may trust, then stores are closed. A
+/// volume may be the master of one that came later, so the last goes first.
 async fn shut_down() {
-    let volumes: Vec<_> = world().volumes.borrow().values().map(Rc::clone).collect();
+    // SPDK of 20.07 keeps a bdev open for ever when two are to leave one subsystem at a time, such as
+    // the parts of a split volume.
+    for subsystem in nvmf::subsystems() {
+        let nqn = subsystem.nqn.clone();
+        let ended = executor::spawn(async move { nvmf::destroy(&subsystem.nqn).await });
+        match executor::timeout(CLOSE_TIME_MAX, ended).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::warn!(nqn, %error, "subsystem not removed"),
+            None => tracing::error!(nqn, "subsystem not removed in time"),
+        }
+    }
+    let volumes: Vec<_> = world().volumes.borrow().values().rev().map(Rc::clone).collect();
     for volume in volumes {
-        volume.detach().await;
+        let name = volume.name();
+        let detached = executor::spawn(async move { volume.detach().await });
+        if executor::timeout(CLOSE_TIME_MAX, detached).await.is_none() {
+            tracing::error!(volume = name, "volume not closed in time; the next snapshot compares");
+        }
     }
     let stores: Vec<_> = world().stores.borrow().values().map(Rc::clone).collect();
     for store in stores {
-        store.close().await;
+        let name = store.name.clone();
+        let closed = executor::spawn(async move { store.close().await });
+        if executor::timeout(CLOSE_TIME_MAX, closed).await.is_none() {
+            tracing::error!(
+                store = name,
+                "store not closed in time; it is repaired at the next load"
+            );
+        }
     }
 }

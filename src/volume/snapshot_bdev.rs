@@ -78,6 +78,10 @@ impl BdevDevice for SnapshotDevice {
         }
     }
 
+    fn write_config_json(&self, w: &mut JsonWriter) {
+        snapshots::write_config(self.key, w);
+    }
+
     fn dump_info_json(&self, w: &mut JsonWriter) {
         snapshots::dump_info(self.key, w);
     }

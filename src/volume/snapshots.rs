@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::export;
 use super::snapshot_bdev::{self, SnapshotDevice};
 use super::store_host::{KnownVolume, StoreHost};
 use super::world::world;
@@ -57,6 +58,7 @@ impl SnapshotHost {
     pub async fn retract(&self) {
         let registration = self.registration.borrow().clone();
         if let Some(registration) = registration {
+            export::evict(&self.bdev).await;
             registration.unregister().await;
         }
         world().snapshots.borrow_mut().remove(&self.key);
@@ -185,6 +187,19 @@ pub fn read_completing(
         }
     })
     .detach();
+}
+
+/// Calls that bring the snapshot's bdev back, for `save_config`: the one that loads its store. It
+/// stands there once more, before the store's first snapshot, because only here the bdev that it is on
+/// stands before it; whatever names the snapshot comes later.
+pub fn write_config(key: u64, w: &mut JsonWriter) {
+    let world = world();
+    let snapshots = world.snapshots.borrow();
+    let Some(host) = snapshots.get(&key) else { return };
+    let first = snapshots.values().find(|other| other.store.key == host.store.key);
+    if first.is_some_and(|first| first.key == key) {
+        host.store.write_config(w);
+    }
 }
 
 /// `driver_specific` in `bdev_get_bdevs`.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use serde_json::json;
 use uuid::Uuid;
 
 use super::copier::{BufferPool, SlotLayout};
@@ -19,6 +20,7 @@ use crate::engine::records::{
 use crate::spdk::bdev::{self, BdevEvent, BdevInfo, Desc, IoChannel, IoType};
 use crate::spdk::dma::DmaBuf;
 use crate::spdk::executor::{self, oneshot};
+use crate::spdk::json::JsonWriter;
 use crate::spdk::thread::spawn_os_thread;
 use crate::store::{
     self, Catalog, CatalogHandle, CatalogThread, CatalogUsage, FormatOptions, LoadedStore,
@@ -224,6 +226,11 @@ impl StoreHost {
         known
     }
 
+    /// The call that loads the store again.
+    pub fn write_config(&self, w: &mut JsonWriter) {
+        w.call("presnap_store_load", &json!({ "bdev": self.bdev, "name": self.name }));
+    }
+
     /// Where the slots are.
     pub fn layout(&self) -> SlotLayout {
         let block_bytes = u64::from(self.superblock.block_bytes);
@@ -410,6 +417,7 @@ impl StoreHost {
                 host.fail();
             }
         }
+        let _turn = world.turn(&self.bdev).await;
         self.close().await;
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::access::{AccessKind, Commands};
 use super::copier::Copier;
+use super::export;
 use super::failure::{Failure, Sort};
 use super::snapshots;
 use super::stats::VolumeCounters;
@@ -123,6 +124,8 @@ pub struct Volume {
     worker: RefCell<Option<Poller>>,
     /// The epoch that the snapshot under way ended.
     old_epoch: Cell<Epoch>,
+    /// Chunks that were dirty when the snapshot under way was begun: about as many are required.
+    dirty_at_begin: Cell<u64>,
     /// Ticks when the present call into the engine began.
     called_at: Cell<u64>,
 }
@@ -161,6 +164,7 @@ impl Volume {
             ticker: RefCell::new(None),
             worker: RefCell::new(None),
             old_epoch: Cell::new(Epoch(0)),
+            dirty_at_begin: Cell::new(0),
             called_at: Cell::new(0),
         })
     }
@@ -428,6 +432,7 @@ impl Volume {
     /// Starts a snapshot that the chain admitted.
     pub fn begin_snapshot(self: &Rc<Self>, record: SnapshotRecord) {
         self.known().chain.borrow_mut().put(record.clone());
+        self.dirty_at_begin.set(self.device.gate.dirty_count());
         self.drive(Event::Create(record));
     }
 
@@ -458,7 +463,11 @@ impl Volume {
 
     /// Record of the snapshot under way, as far as it is.
     pub fn snapshot_so_far(&self) -> Option<SnapshotRecord> {
-        self.engine.borrow().progress().map(|(record, _)| record.clone())
+        let mut record = self.engine.borrow().progress().map(|(record, _)| record.clone())?;
+        // The engine counts a chunk as required when it is done, or "done of required" would say
+        // nothing.
+        record.chunks.required = record.chunks.required.max(self.dirty_at_begin.get());
+        Some(record)
     }
 
     fn consistent(self: &Rc<Self>, mut record: SnapshotRecord) {
@@ -596,6 +605,7 @@ impl Volume {
     pub async fn detach(&self) {
         let registration = self.registration.borrow().clone();
         if let Some(registration) = registration {
+            export::evict(&self.name()).await;
             registration.unregister().await;
         }
     }
