@@ -109,7 +109,9 @@ METHODS = [
         ('trsvcid', 'str', False, False, None,
          'Port to listen on. (string; default: "4420")'),
         ('hosts', 'list', False, False, None,
-         'NQNs of the hosts that may connect. (list of 1 to 64 NQNs; default: every host that reaches the address)'),
+         'NQNs of the hosts that may connect. (list of 1 to 64 NQNs; default: none but with allow_any_host)'),
+        ('allow_any_host', 'flag', False, False, None,
+         'Let every host connect that reaches the address, instead of hosts. (boolean; default: false)'),
     ]),
     ('presnap_snapshot_unexport', 'Removes the export of a snapshot.', [
         ('volume', 'str', True, True, None,

@@ -226,7 +226,7 @@ fn exports_take_nqns_and_addresses() {
     let Ok(Params::SnapshotExport(params)) = export("trtype", json!("tcp")) else { panic!() };
     assert_eq!(params.trtype, "TCP");
     assert_eq!((params.traddr.as_str(), params.trsvcid.as_str()), ("127.0.0.1", "4420"));
-    assert_eq!((params.nqn, params.hosts), (None, None));
+    assert_eq!((params.nqn, params.hosts, params.allow_any_host), (None, None, false));
     for good in [
         "nqn.2016-06.io.spdk:cnode1",
         "nqn.2014-08.org.nvmexpress:uuid:9f2a1c1e-7d1b-4f0e-9d0e-2f8f2d8a6c11",

@@ -511,6 +511,23 @@ fn find_snapshot(volume: &str, name: &str) -> Result<(Rc<KnownVolume>, SnapshotR
 
 async fn export_snapshot(p: params::SnapshotExport) -> Result<Export, RpcError> {
     let (known, record) = find_snapshot(&p.volume, &p.name)?;
+    let hosts = match (p.hosts, p.allow_any_host) {
+        (Some(hosts), false) => Some(hosts),
+        (None, true) => None,
+        (None, false) => {
+            return Err(RpcError::invalid(format!(
+                "nobody could read the export of snapshot '{}@{}': name the hosts that may connect \
+                 in `hosts`, or set `allow_any_host`",
+                p.volume, p.name
+            )));
+        }
+        (Some(_), true) => {
+            return Err(RpcError::invalid(format!(
+                "export of snapshot '{}@{}': give `hosts` or `allow_any_host`, not both",
+                p.volume, p.name
+            )));
+        }
+    };
     let nqn = p.nqn.unwrap_or_else(|| default_nqn(&p.volume, &p.name, record.uuid));
     let adrfam = if p.traddr.contains(':') { "IPv6" } else { "IPv4" };
     let request = ExportRequest {
@@ -521,7 +538,7 @@ async fn export_snapshot(p: params::SnapshotExport) -> Result<Export, RpcError> 
             traddr: p.traddr,
             trsvcid: p.trsvcid,
         },
-        hosts: p.hosts,
+        hosts,
     };
     Ok(export_object(export::create(&known, &record, request).await?))
 }

@@ -190,8 +190,10 @@ params! {
         traddr: String,
         /// Port or service to listen on.
         trsvcid: String,
-        /// Hosts that may connect; absent: every host.
+        /// Hosts that may connect.
         hosts: Option<Vec<String>>,
+        /// Every host may connect.
+        allow_any_host: bool,
     }
     /// Parameters of `presnap_snapshot_unexport`.
     SnapshotUnexport = "presnap_snapshot_unexport" {

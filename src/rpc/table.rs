@@ -476,8 +476,9 @@ pub const METHODS: &[Method] = &[
         details: "Makes an NVMe-oF subsystem with one namespace, `<volume>@<snapshot>`, whose \
                   write-protect attribute is set and whose UUID and NGUID are the snapshot's UUID, so \
                   that they are the same after a restart. A transport that is missing is created \
-                  with SPDK's default options. Works from the cut on. Exporting under the same \
-                  NQN again changes nothing.",
+                  with SPDK's default options. Works from the cut on. Who may connect has to be \
+                  said: `hosts` or `allow_any_host`. Repeating a request changes nothing; to change \
+                  an export, unexport it first.",
         params: &[
             VOLUME.required(),
             SNAPSHOT.required(),
@@ -490,7 +491,11 @@ pub const METHODS: &[Method] = &[
             Param::text("trsvcid", Text::Word(TRSVCID_BYTES_MAX), "Port to listen on.")
                 .or("\"4420\""),
             Param::list("hosts", Text::Nqn, HOSTS_MAX, "NQNs of the hosts that may connect.")
-                .or_else("every host that reaches the address"),
+                .or_else("none but with `allow_any_host`"),
+            Param::flag(
+                "allow_any_host",
+                "Let every host connect that reaches the address, instead of `hosts`.",
+            ),
         ],
         one_of: &[],
         example: r#"{"volume": "vol0", "name": "monday",
@@ -502,13 +507,19 @@ pub const METHODS: &[Method] = &[
             NO_SNAPSHOT,
             ErrorCase {
                 errno: Errno::Exist,
-                when: "the snapshot is exported under another NQN, or a subsystem has this NQN",
+                when: "the snapshot is exported in another way, or a subsystem has this NQN",
                 remedy: "see `presnap snapshot list --json`; unexport it, or choose another nqn",
             },
             ErrorCase {
                 errno: Errno::Inval,
-                when: "the snapshot has failed, or the target cannot listen on the address",
-                remedy: "export another snapshot; check trtype, traddr and trsvcid",
+                when: "the snapshot has failed, the target cannot listen on the address, or neither \
+                       or both of `hosts` and `allow_any_host` are given",
+                remedy: "export another snapshot; check trtype, traddr and trsvcid; name the hosts",
+            },
+            ErrorCase {
+                errno: Errno::NotSup,
+                when: "SPDK was built without the transport",
+                remedy: "use TCP, or an SPDK that has it",
             },
             ErrorCase {
                 errno: Errno::Busy,
@@ -521,7 +532,7 @@ pub const METHODS: &[Method] = &[
             path: &["snapshot", "export"],
             positional: &["volume", "name"],
             examples: &[
-                "presnap snapshot export vol0 monday",
+                "presnap snapshot export vol0 monday --allow-any-host",
                 "presnap snapshot export vol0 monday --traddr 192.0.2.10 --trsvcid 4421 \
                  --hosts nqn.2014-08.org.nvmexpress:uuid:9f2a1c1e-7d1b-4f0e-9d0e-2f8f2d8a6c11",
             ],

@@ -438,7 +438,8 @@ impl Process {
         let port = self.bench.port();
         let result = self.call(
             "presnap_snapshot_export",
-            json!({"volume": volume, "name": name, "trsvcid": port.to_string()}),
+            json!({"volume": volume, "name": name, "trsvcid": port.to_string(),
+                "allow_any_host": true}),
         );
         let nqn = result["nqn"].as_str().expect("an NQN").to_owned();
         Subsystem { nqn, ports: vec![port] }
