@@ -140,8 +140,6 @@ device_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
 	io->type = bdev_io->type;
 	io->device = dev->rust;
 	io->channel = channel->rust;
-	io->user_fn = NULL;
-	io->user_hold = NULL;
 	switch (io->type) {
 	case PSC_IO_RESET:
 	case PSC_IO_ABORT:
@@ -414,55 +412,67 @@ complete_as(struct psc_io *io, struct spdk_bdev_io *base)
 #endif
 }
 
+/* Zero copy: the base's buffer goes up with the start and comes back with the end. */
+static void
+zcopy_done(struct spdk_bdev_io *base, bool success, struct psc_io *io)
+{
+	if (!io->zcopy_start) {
+		io->base_io = NULL;
+	} else if (success) {
+		struct iovec *iovs;
+		int iovcnt;
+
+		spdk_bdev_io_get_iovec(base, &iovs, &iovcnt);
+		if (iovcnt == 1) {
+			spdk_bdev_io_set_buf(outer(io), iovs[0].iov_base, iovs[0].iov_len);
+		} else {
+			outer(io)->u.bdev.iovs = iovs;
+			outer(io)->u.bdev.iovcnt = iovcnt;
+		}
+		io->base_io = base;
+		spdk_bdev_io_complete(outer(io), SPDK_BDEV_IO_STATUS_SUCCESS);
+		return; /* and keep the base's command */
+	}
+	complete_as(io, base);
+	spdk_bdev_free_io(base);
+}
+
 static void
 forward_done(struct spdk_bdev_io *base, bool success, void *ctx)
 {
 	struct psc_io *io = ctx;
 	struct psc_status status;
-	bool hold = false;
 
-	if (io->base_cb != NULL || io->base_mode == PSC_FORWARD_RETURN) {
+	if (spdk_unlikely(!success)) {
 		psc_status_of(base, &status);
 	}
 	if (io->base_mode == PSC_FORWARD_RETURN) {
 		spdk_bdev_free_io(base);
-		io->base_cb(io, &status);
+		io->base_cb(io, success ? NULL : &status);
 		return;
 	}
-	if (io->base_cb != NULL) {
-		io->base_cb(io, &status);
+	io->base_cb(io, success ? NULL : &status);
+	if (spdk_unlikely(io->type == PSC_IO_ZCOPY)) {
+		zcopy_done(base, success, io);
+		return;
 	}
-	if (io->type == PSC_IO_ZCOPY) {
-		if (io->zcopy_start && success) {
-			struct iovec *iovs;
-			int iovcnt;
-
-			/* The base's buffer is ours, and the user's, until the end phase. */
-			spdk_bdev_io_get_iovec(base, &iovs, &iovcnt);
-			if (iovcnt == 1) {
-				spdk_bdev_io_set_buf(outer(io), iovs[0].iov_base, iovs[0].iov_len);
-			} else {
-				outer(io)->u.bdev.iovs = iovs;
-				outer(io)->u.bdev.iovcnt = iovcnt;
-			}
-			io->base_io = base;
-			hold = true;
-		} else if (!io->zcopy_start) {
-			io->base_io = NULL;
-		}
+	if (spdk_likely(success)) {
+		spdk_bdev_io_complete(outer(io), SPDK_BDEV_IO_STATUS_SUCCESS);
+	} else {
+		complete_as(io, base);
 	}
-	complete_as(io, base);
-	if (!hold) {
-		spdk_bdev_free_io(base);
-	}
+	spdk_bdev_free_io(base);
 }
 
-static void forward_submit(struct psc_io *io);
+static void forward_submit(struct psc_io *io, struct spdk_bdev_desc *desc,
+			   struct spdk_io_channel *ch, uint64_t off);
 
 static void
 forward_retry(void *ctx)
 {
-	forward_submit(ctx);
+	struct psc_io *io = ctx;
+
+	forward_submit(io, io->base_desc, io->base_ch, io->base_offset_blocks);
 }
 
 static void
@@ -474,23 +484,28 @@ forward_failed(struct psc_io *io, int error)
 		.sct = SPDK_NVME_SCT_GENERIC,
 		.sc = SPDK_NVME_SC_INTERNAL_DEVICE_ERROR,
 	};
+	bool complete = io->base_mode != PSC_FORWARD_RETURN;
 
-	if (io->base_cb != NULL) {
-		io->base_cb(io, &status);
-	}
-	if (io->base_mode != PSC_FORWARD_RETURN) {
+	io->base_cb(io, &status);
+	if (complete) {
 		psc_io_complete(io, PSC_STATUS_FAILED);
 	}
 }
 
 static void
-forward_submit(struct psc_io *io)
+forward_keep(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *ch, uint64_t off)
+{
+	io->base_desc = desc;
+	io->base_ch = ch;
+	io->base_offset_blocks = off;
+}
+
+static void
+forward_submit(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *ch,
+	       uint64_t off)
 {
 	struct spdk_bdev_io *bdev_io = outer(io);
-	struct spdk_bdev_desc *desc = io->base_desc;
-	struct spdk_io_channel *ch = io->base_ch;
-	uint64_t off = io->base_offset_blocks, num = io->num_blocks;
-	struct spdk_bdev_io_wait_entry *wait = (void *)io->wait;
+	uint64_t num = io->num_blocks;
 	int rc;
 
 	switch (io->type) {
@@ -555,6 +570,9 @@ forward_submit(struct psc_io *io)
 		return;
 	}
 	if (rc == -ENOMEM) {
+		struct spdk_bdev_io_wait_entry *wait = (void *)io->wait;
+
+		forward_keep(io, desc, ch, off);
 		memset(wait, 0, sizeof(*wait));
 		wait->bdev = spdk_bdev_desc_get_bdev(desc);
 		wait->cb_fn = forward_retry;
@@ -577,7 +595,7 @@ forward_got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io, bool s
 
 	(void)ch;
 	if (success) {
-		forward_submit(io);
+		forward_retry(io);
 	} else {
 		forward_failed(io, -ENOBUFS);
 	}
@@ -589,19 +607,25 @@ data_bytes(struct spdk_bdev_io *bdev_io)
 	return bdev_io->u.bdev.num_blocks * bdev_io->bdev->blocklen;
 }
 
+/* 20.07 calls back at once when there is a buffer; this saves the way there. */
+static inline bool
+has_buf(struct spdk_bdev_io *bdev_io)
+{
+	return bdev_io->bdev->required_alignment == 0 && bdev_io->u.bdev.iovs != NULL &&
+	       bdev_io->u.bdev.iovs[0].iov_base != NULL;
+}
+
 void
 psc_io_forward(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *ch,
-	       uint64_t offset_blocks, psc_io_cb cb, uint32_t mode)
+	       uint64_t offset_blocks, psc_io_cb cb, uint8_t mode)
 {
-	io->base_desc = desc;
-	io->base_ch = ch;
-	io->base_offset_blocks = offset_blocks;
 	io->base_cb = cb;
 	io->base_mode = mode;
-	if (io->type == PSC_IO_READ) {
+	if (io->type == PSC_IO_READ && spdk_unlikely(!has_buf(outer(io)))) {
+		forward_keep(io, desc, ch, offset_blocks);
 		spdk_bdev_io_get_buf(outer(io), forward_got_buf, data_bytes(outer(io)));
 	} else {
-		forward_submit(io);
+		forward_submit(io, desc, ch, offset_blocks);
 	}
 }
 
@@ -611,7 +635,6 @@ got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io, bool success)
 	struct psc_io *io = (struct psc_io *)bdev_io->driver_ctx;
 
 	(void)ch;
-	io->base_cb = NULL;
 	((psc_io_buf_cb)(uintptr_t)io->base_offset_blocks)(io, success);
 }
 

@@ -224,6 +224,16 @@ psc_nvmf_subsystem_next_ns(struct spdk_nvmf_subsystem *s, uint32_t *nsid)
 	return NULL;
 }
 
+static bool
+is_discovery(struct spdk_nvmf_subsystem *s)
+{
+#if PSC_SINCE(23, 9)
+	return spdk_nvmf_subsystem_is_discovery(s);
+#else
+	return spdk_nvmf_subsystem_get_type(s) != SPDK_NVMF_SUBTYPE_NVME;
+#endif
+}
+
 struct spdk_nvmf_subsystem *
 psc_nvmf_subsystem_next(struct spdk_nvmf_subsystem *s)
 {
@@ -233,7 +243,7 @@ psc_nvmf_subsystem_next(struct spdk_nvmf_subsystem *s)
 		return NULL;
 	}
 	s = s == NULL ? spdk_nvmf_subsystem_get_first(tgt) : spdk_nvmf_subsystem_get_next(s);
-	while (s != NULL && spdk_nvmf_subsystem_get_type(s) != SPDK_NVMF_SUBTYPE_NVME) {
+	while (s != NULL && is_discovery(s)) {
 		s = spdk_nvmf_subsystem_get_next(s);
 	}
 	return s;

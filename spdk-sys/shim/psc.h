@@ -225,42 +225,44 @@ void psc_op_submit(struct psc_op *op);
 
 #define PSC_IO_USER_BYTES 192
 
-/* Called on completion of a forwarded command, on the thread that submitted it. */
+/*
+ * Called on completion of a forwarded command, on the thread that submitted it. Status is NULL for
+ * success.
+ */
 typedef void (*psc_io_cb)(struct psc_io *io, const struct psc_status *status);
 
 enum psc_forward_mode {
-	/* cb (may be NULL), then the command ends with the base command's status */
+	/* cb, then the command ends with the base command's status */
 	PSC_FORWARD_COMPLETE = 0,
 	/* cb owns the command again and has to complete it */
 	PSC_FORWARD_RETURN = 1,
 };
 
 /*
- * Per-command area of a command to one of our bdevs (SPDK's driver_ctx). Rust reads the part above
- * the line; the rest belongs to module.c.
+ * Per-command area of a command to one of our bdevs (SPDK's driver_ctx). What every command needs is
+ * in the first 64 bytes. Rust reads the part above the line; the rest belongs to module.c.
  */
 struct psc_io {
 	uint64_t offset_blocks;
 	uint64_t num_blocks;
-	uint64_t src_offset_blocks; /* PSC_IO_COPY */
 	void *device; /* Rust's device */
 	void *channel; /* Rust's channel */
+	void *user_fn; /* Rust's: completion function of the forward under way */
+	void *user_hold; /* Rust's: keeps the base channel of the forward under way alive */
 	uint8_t type; /* enum psc_io_type */
 	bool zcopy_start;
 	bool zcopy_populate;
 	bool zcopy_commit;
-	uint8_t reserved[4];
-	void *user_fn; /* Rust's: completion function of the forward under way */
-	void *user_hold; /* Rust's: keeps the base channel of the forward under way alive */
+	uint8_t base_mode; /* enum psc_forward_mode; module.c's */
+	uint8_t reserved[3];
+	psc_io_cb base_cb; /* module.c's */
 	uint64_t user[PSC_IO_USER_BYTES / 8];
+	uint64_t src_offset_blocks; /* PSC_IO_COPY */
 	/* ---------------------------------------------------------------------------------------- */
-	struct spdk_bdev_desc *base_desc;
+	struct spdk_bdev_desc *base_desc; /* while the command waits for something */
 	struct spdk_io_channel *base_ch;
-	struct spdk_bdev_io *base_io; /* between the start and the end of a zero copy */
 	uint64_t base_offset_blocks;
-	psc_io_cb base_cb;
-	uint32_t base_mode;
-	uint32_t base_retry;
+	struct spdk_bdev_io *base_io; /* between the start and the end of a zero copy */
 	uint64_t wait[PSC_WAIT_WORDS];
 };
 
@@ -315,7 +317,7 @@ void psc_io_complete_status(struct psc_io *io, const struct psc_status *status);
  * may come before this function returns.
  */
 void psc_io_forward(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *ch,
-		    uint64_t offset_blocks, psc_io_cb cb, uint32_t mode);
+		    uint64_t offset_blocks, psc_io_cb cb, uint8_t mode);
 /* Data buffers of a read or write; a read without buffers yet gets them first. */
 typedef void (*psc_io_buf_cb)(struct psc_io *io, bool success);
 void psc_io_get_buf(struct psc_io *io, psc_io_buf_cb cb);

@@ -376,9 +376,9 @@ impl<D: BdevDevice> BdevIo<D> {
 
     /// What it is.
     pub fn kind(&self) -> IoType {
-        // SAFETY: `raw` is valid until completion, which consumes self.
-        let raw = unsafe { (*self.raw()).type_ };
-        IoType::from_raw(u32::from(raw)).expect("checked when submitted")
+        // SAFETY: `raw` is valid until completion, which consumes self. psr_submit() checked that the
+        // number is one of IoType's, which is repr(u8).
+        unsafe { mem::transmute::<u8, IoType>((*self.raw()).type_) }
     }
 
     /// First block.
@@ -515,14 +515,14 @@ impl<D: BdevDevice> BdevIo<D> {
                 // SAFETY: set by send().
                 let done = unsafe { io.take_sent::<Option<OnDone<D>>>() };
                 if let Some(done) = done {
-                    // SAFETY: valid during this call.
-                    done(&mut io, IoError::check(unsafe { &*status }));
+                    // SAFETY: NULL, or valid during this call.
+                    done(&mut io, result_of(unsafe { status.as_ref() }));
                 }
                 // C completes it next.
                 let _ = io.finish();
             });
         }
-        self.send(base, offset_blocks, done, finished::<D>, sys::PSC_FORWARD_COMPLETE);
+        self.send(base, offset_blocks, done, finished::<D>, sys::PSC_FORWARD_COMPLETE as u8);
     }
 
     /// The same, but `done` gets the command back and has to complete it, or send it elsewhere.
@@ -539,12 +539,12 @@ impl<D: BdevDevice> BdevIo<D> {
                 let mut io = unsafe { BdevIo::<D>::from_raw(raw) };
                 // SAFETY: set by send().
                 let done = unsafe { io.take_sent::<OnReturn<D>>() };
-                // SAFETY: valid during this call.
-                done(io, IoError::check(unsafe { &*status }));
+                // SAFETY: NULL, or valid during this call.
+                done(io, result_of(unsafe { status.as_ref() }));
             });
         }
         assert_ne!(self.kind(), IoType::Zcopy, "zero copy goes through forward()");
-        self.send(base, offset_blocks, done, finished::<D>, sys::PSC_FORWARD_RETURN);
+        self.send(base, offset_blocks, done, finished::<D>, sys::PSC_FORWARD_RETURN as u8);
     }
 
     fn send<F: Copy>(
@@ -553,7 +553,7 @@ impl<D: BdevDevice> BdevIo<D> {
         offset_blocks: u64,
         done: F,
         finished: extern "C" fn(*mut sys::psc_io, *const sys::psc_status),
-        mode: u32,
+        mode: u8,
     ) {
         const { assert!(size_of::<F>() == size_of::<*mut c_void>(), "a function pointer") };
         let raw = self.raw();
@@ -670,6 +670,12 @@ impl<D: BdevDevice> Drop for BdevIo<D> {
     }
 }
 
+/// C's "NULL for success".
+fn result_of(status: Option<&sys::psc_status>) -> Result<(), IoError> {
+    status.map_or(Ok(()), |status| Err(IoError(*status)))
+}
+
+#[cold]
 fn lost(what: &str) -> ! {
     eprintln!("presnap: {what}");
     std::process::abort();
