@@ -116,12 +116,21 @@ impl Region {
     /// The file as a region holds it.
     pub(super) fn open(device: SharedDevice, offset: u64, size_bytes: u64) -> Result<Arc<Self>> {
         let mut newest: Option<Length> = None;
+        let mut lost = None;
         for record_offset in LENGTH_OFFSETS {
             let mut block = vec![0; PAGE_BYTES as usize];
-            device::read(&*device, offset + record_offset, &mut block)?;
-            let Some(length) = parse_length(&block) else { continue };
-            if newest.is_none_or(|newest| length.sequence > newest.sequence) {
-                newest = Some(length);
+            if let Err(error) = device::read(&*device, offset + record_offset, &mut block) {
+                lost = Some(super::chain(&error));
+                continue;
+            }
+            match parse_length(&block) {
+                Some(length) if newest.is_none_or(|other| length.sequence > other.sequence) => {
+                    newest = Some(length);
+                }
+                Some(_) => {}
+                // Not written yet: the first record goes to the second place.
+                None if block.iter().all(|byte| *byte == 0) => {}
+                None => lost = Some("checksum".to_owned()),
             }
         }
         let damaged = |what: &str| Err(Error::CatalogDamaged { what: what.to_owned() });
@@ -129,7 +138,14 @@ impl Region {
         if length.bytes > size_bytes - FILE_OFFSET || !length.bytes.is_multiple_of(PAGE_BYTES) {
             return damaged("the length is not possible in the region");
         }
-        Ok(Self::new(device, offset, size_bytes, length))
+        let region = Self::new(device, offset, size_bytes, length);
+        if let Some(fault) = lost {
+            // The lost one may have been the newer one, with a greater length. Too long is always
+            // right, and the next record goes to the place of the lost one.
+            tracing::warn!(fault, "a length record of the catalog is damaged; it is replaced");
+            region.extend_to_max()?;
+        }
+        Ok(region)
     }
 
     fn lock(&self) -> MutexGuard<'_, Length> {
@@ -376,6 +392,28 @@ mod tests {
                 region.flush().unwrap();
             }
         }
+    }
+
+    #[test]
+    fn a_damaged_record_is_replaced_by_the_greatest_length() {
+        for damaged in LENGTH_OFFSETS {
+            let (device, region) = region();
+            for length in [1u64 << 20, 2 << 20, 3 << 20] {
+                region.set_length(length).unwrap();
+                region.flush().unwrap();
+            }
+            drop(region);
+            device.poke((1 << 20) + damaged + AT_LENGTH as u64, &[1]);
+            for _ in 0..2 {
+                let region = Region::open(device.clone(), 1 << 20, 16 << 20).unwrap();
+                assert_eq!(region.length_bytes(), region.length_bytes_max());
+            }
+        }
+        // Not written yet is not damaged.
+        let (device, region) = region();
+        drop(region);
+        let region = Region::open(device, 1 << 20, 16 << 20).unwrap();
+        assert_eq!(region.length_bytes(), 0);
     }
 
     #[test]

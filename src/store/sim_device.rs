@@ -161,6 +161,11 @@ impl SimDevice {
         self.lock().flushes
     }
 
+    /// Whether a power cut could lose anything.
+    pub fn has_unflushed(&self) -> bool {
+        !self.lock().unflushed.is_empty()
+    }
+
     /// Bytes written so far.
     pub fn bytes_written(&self) -> u64 {
         self.lock().bytes_written
