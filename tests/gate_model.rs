@@ -226,9 +226,7 @@ impl Model {
         } else {
             let taken = if it.staged { BlockMap(it.map) } else { full };
             (it.staging, it.map) = (true, 0);
-            if !pending {
-                it.epoch = epoch;
-            }
+            it.epoch = if pending { epoch - 1 } else { epoch };
             Some(taken)
         };
         let (slot, master) = (it.slot, it.master);
@@ -351,8 +349,8 @@ impl Model {
             Some(_) => ChunkState::Adopted,
             None if !required && it.epoch == epoch => ChunkState::Resolved,
             None if !required => ChunkState::NotRequired,
-            None if it.staging => ChunkState::Staging,
             None if it.count > 0 => ChunkState::Draining,
+            None if it.staging => ChunkState::Staging,
             None if valid => ChunkState::Adoptable,
             None => {
                 let missing = if it.staged { BlockMap(it.map) } else { full };
@@ -360,6 +358,9 @@ impl Model {
             }
         };
         assert_eq!(state, expected, "{chunk}");
+        if pending && it.count == 0 {
+            it.epoch = epoch - 1;
+        }
         let slot = match state {
             ChunkState::NotRequired | ChunkState::Resolved => None,
             ChunkState::Adopted => it.adopted,

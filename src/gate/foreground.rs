@@ -112,14 +112,14 @@ impl Gate {
         if seen.epoch() > now.epoch {
             return Err(Refusal::EpochOver);
         }
-        let mut next = seen;
+        let mut next = seen.at(now.epoch).with(DIRTY);
         if seen.is_pending(now) {
             // Adoption on the way in. The word was acquired after the clock, so the counts of all
             // commands of the old side are in it or were taken back, and with them their map bits
             // are visible; nobody adds any now. `replace` fails if the engine is quicker; if the
             // engine has copied meanwhile, the word is the same again only if the slot is right
             // (see `end_copy`).
-            let adoptable = seen.is_idle()
+            let adoptable = seen.is_drained()
                 && seen.has(STAGED)
                 && !seen.has(STAGING)
                 && self.map(chunk).load(Ordering::Acquire) == 0;
@@ -129,7 +129,7 @@ impl Gate {
             next = next.without(STAGED).with(ADOPTED);
         }
         self.index.set(now.epoch, chunk); // Rule 5: before the word.
-        Ok(next.at(now.epoch).with(DIRTY))
+        Ok(next)
     }
 
     /// Takes back the counts of a command that was not forwarded. It changed nothing, so it maps
@@ -177,7 +177,7 @@ impl Gate {
             ReadSource::Adopted
         } else if word.epoch() > old_epoch || !word.has(DIRTY) {
             ReadSource::NotPending
-        } else if word.is_idle() {
+        } else if word.is_drained() {
             // Acquired: what those that left have written is there to read.
             ReadSource::Master
         } else {

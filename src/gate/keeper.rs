@@ -5,7 +5,7 @@
 
 use super::index::chunks_of;
 use super::sync::Ordering;
-use super::word::{ADOPTED, COPY, DIRTY, STAGED, STAGING, Word};
+use super::word::{ADOPTED, COPY, DIRTY, DRAINED, STAGED, STAGING};
 use super::{BlockMap, ChunkIndex, DirtyWalk, Epoch, Gate, OperationNumber};
 
 /// A cut that was made.
@@ -43,9 +43,10 @@ pub enum ChunkState {
     Resolved,
     /// Of the new epoch: its first writer gave the staged slot to the snapshot. Commit it.
     Adopted,
-    /// Commands of the old epoch (or, for a moment, backing-out ones) are in flight: ask again.
+    /// Commands of the old epoch are in flight (or, for a moment, backing-out ones), perhaps with a
+    /// copy that began before the cut: ask again.
     Draining,
-    /// A copy is running: ask again after [`Gate::end_copy`].
+    /// A copy is running, and no command: ask again after [`Gate::end_copy`].
     Staging,
     /// The staged slot is right: [`Gate::try_adopt`].
     Adoptable,
@@ -209,7 +210,8 @@ impl Gate {
                 return true;
             }
             self.index.set(now.epoch, chunk);
-            match word.replace(seen, seen.at(now.epoch).with(DIRTY)) {
+            let next = if seen.epoch() < now.epoch { seen.at(now.epoch) } else { seen };
+            match word.replace(seen, next.with(DIRTY)) {
                 Ok(()) => return true,
                 Err(found) => seen = found,
             }
@@ -219,47 +221,45 @@ impl Gate {
     /// Where `chunk` stands for the snapshot that ended `old_epoch`. `Resolved`, `Adopted` and
     /// `NotRequired` are final for that snapshot; the others change.
     pub fn classify(&self, chunk: ChunkIndex, old_epoch: Epoch) -> ChunkState {
-        let word = self.word(chunk).load();
-        if word.epoch() > old_epoch {
-            return if word.has(ADOPTED) { ChunkState::Adopted } else { ChunkState::Resolved };
+        let now = self.clock.now();
+        let word = self.word(chunk);
+        let mut seen = word.load();
+        loop {
+            if seen.epoch() > old_epoch {
+                return if seen.has(ADOPTED) { ChunkState::Adopted } else { ChunkState::Resolved };
+            }
+            if !seen.has(DIRTY) {
+                return ChunkState::NotRequired;
+            }
+            if !seen.is_drained() {
+                return ChunkState::Draining;
+            }
+            // The cut was acquired, so all counts of the old side had been seen and are gone.
+            let noted = seen.drained(now);
+            if !seen.is_pending(now) || seen == noted {
+                break;
+            }
+            match word.replace(seen, noted) {
+                Ok(()) => break,
+                Err(found) => seen = found,
+            }
         }
-        if !word.has(DIRTY) {
-            return ChunkState::NotRequired;
-        }
-        if word.has(STAGING) {
+        if seen.has(STAGING) {
             return ChunkState::Staging;
         }
-        if !word.is_idle() {
-            return ChunkState::Draining;
-        }
-        if !word.has(STAGED) {
+        if !seen.has(STAGED) {
             return ChunkState::Pending { missing: self.geometry.full_map(chunk) };
         }
-        // The map after the word: idle was acquired, so the bits of those that left are here.
+        // The map after the word: drained was acquired, so the bits of those that left are here.
         let missing = self.block_map(chunk);
         if missing.is_empty() { ChunkState::Adoptable } else { ChunkState::Pending { missing } }
     }
 
     /// Hands a pending chunk whose staged slot is right to the snapshot. `true`: the slot is the
     /// snapshot's now, by this call or by a writer that was quicker ([`ChunkState::Adopted`]).
-    /// `false`: see [`Self::classify`] for why not.
+    /// `false`: see [`Self::classify`] for why not. To (new epoch, clean), keeping the count.
     #[must_use]
     pub fn try_adopt(&self, chunk: ChunkIndex) -> bool {
-        self.hand_over(chunk, Word::is_idle)
-    }
-
-    /// Hands a pending chunk that was just preserved ([`CopyEnd::Valid`]) to the snapshot; answers
-    /// as [`Self::try_adopt`]. Unlike that it does not mind counts: [`Self::begin_copy`] saw that
-    /// the old epoch's commands had left, so they are of commands that will back out. `false` is
-    /// rare: after a given-up snapshot, a writer that slept through the next cut adopted for the
-    /// wrong one before it backed out. Copy again then.
-    #[must_use]
-    pub fn resolve(&self, chunk: ChunkIndex) -> bool {
-        self.hand_over(chunk, |_| true)
-    }
-
-    /// To (new epoch, clean), keeping the count.
-    fn hand_over(&self, chunk: ChunkIndex, may: impl Fn(Word) -> bool) -> bool {
         let now = self.clock.now();
         let word = self.word(chunk);
         let mut seen = word.load();
@@ -268,15 +268,22 @@ impl Gate {
                 return true;
             }
             let right = seen.has(STAGED) && !seen.has(STAGING) && self.block_map(chunk).is_empty();
-            if !seen.is_pending(now) || !right || !may(seen) {
+            if !seen.is_pending(now) || !seen.is_drained() || !right {
                 return false;
             }
-            let next = seen.at(now.epoch).without(DIRTY | COPY | ADOPTED);
-            match word.replace(seen, next) {
+            match word.replace(seen, seen.at(now.epoch).without(DIRTY | COPY)) {
                 Ok(()) => return true,
                 Err(found) => seen = found,
             }
         }
+    }
+
+    /// Hands a pending chunk that was just preserved to the snapshot. After [`CopyEnd::Valid`] of a
+    /// copy that began while the chunk was pending, this is `true`: by this call or, as for
+    /// [`Self::try_adopt`], by a writer.
+    #[must_use]
+    pub fn resolve(&self, chunk: ChunkIndex) -> bool {
+        self.try_adopt(chunk)
     }
 
     /// Begins a copy of `chunk` to its slot (stage, refresh, preserve) and takes the blocks to
@@ -284,23 +291,26 @@ impl Gate {
     /// end with [`Self::end_copy`], once, whatever becomes of the copy.
     ///
     /// `None`: nothing to copy (clean), a copy is running already, or the chunk is pending and
-    /// commands are in flight on it (preserve only what has settled; ask again).
+    /// commands are in flight on it. Not after [`Self::classify`] said [`ChunkState::Pending`].
     pub fn begin_copy(&self, chunk: ChunkIndex) -> Option<BlockMap> {
         let now = self.clock.now();
         let word = self.word(chunk);
         let mut seen = word.load();
         let staged = loop {
             let pending = seen.is_pending(now);
-            if !seen.has(DIRTY) || seen.has(STAGING) || (pending && !seen.is_idle()) {
+            if !seen.has(DIRTY) || seen.has(STAGING) || (pending && !seen.is_drained()) {
                 return None;
             }
-            let mut next = seen.with(STAGING);
-            if !pending && seen.epoch() < now.epoch {
+            let mut next = seen;
+            if pending {
+                next = seen.drained(now);
+            } else if seen.epoch() < now.epoch {
                 // Dirty since before a cut that is over: dirty in this epoch. Its bit may be missing
                 // (rule 2); what is staged must be walked.
                 self.index.set(now.epoch, chunk);
                 next = next.at(now.epoch);
             }
+            let next = next.with(STAGING);
             match word.replace(seen, next) {
                 Ok(()) => break seen.has(STAGED),
                 Err(found) => seen = found,
@@ -399,8 +409,10 @@ impl Gate {
             let word = self.word(chunk).load();
             let broken = if word.epoch() > now.epoch {
                 "is of a later epoch"
-            } else if word.has(COPY | ADOPTED) && !word.has(DIRTY) {
+            } else if word.has(COPY | ADOPTED | DRAINED) && !word.has(DIRTY) {
                 "has a copy but is clean"
+            } else if word.has(DRAINED) && word.epoch() == now.epoch {
+                "is drained but of this epoch"
             } else if word.has(DIRTY)
                 && !now.active
                 && self.walked.load(Ordering::Relaxed) + 1 == now.epoch.0

@@ -30,8 +30,8 @@
 //!    compare-and-swap that fails if a copy begins in between. So a copy either began after the
 //!    command had landed, or ends with the command's blocks mapped or the command still counted.
 //!    Bits at entry would add nothing: while the command is in flight, its count stops adoption.
-//! 4. A copy is adopted only with an empty map and nobody in flight, and no new-epoch writer gets
-//!    past a pending chunk. So an adopted copy is the chunk as it was at the cut.
+//! 4. A copy is adopted only with an empty map and nobody of the old side in flight, and no new-epoch
+//!    writer gets past a pending chunk. So an adopted copy is the chunk as it was at the cut.
 //! 5. The index bit is set before the word turns dirty.
 #![forbid(unsafe_code)]
 

@@ -12,10 +12,13 @@ pub(super) const DIRTY: u64 = 1 << 0;
 pub(super) const STAGING: u64 = 1 << 1;
 /// A slot holds a copy, right except for the blocks in the map.
 pub(super) const STAGED: u64 = 1 << 2;
-/// The first writer of this word's epoch gave the chunk's slot to the snapshot on its way in. It
-/// says something only while that snapshot completes: later epochs are reached by adoption, which
-/// sets or drops it, or outside any cut, where nobody asks.
+/// The first writer of this word's epoch gave the chunk's slot to the snapshot on its way in. Gone
+/// with the word's epoch.
 pub(super) const ADOPTED: u64 = 1 << 3;
+/// The old side's commands have left this pending chunk: the engine saw it idle after the cut. Counts
+/// that show later are of commands that slept through the cut and will back out. Gone with the word's
+/// epoch, so never on a chunk of the present one.
+pub(super) const DRAINED: u64 = 1 << 4;
 /// Flags that mean "a leaving command must say which blocks it changed".
 pub(super) const COPY: u64 = STAGING | STAGED;
 
@@ -43,24 +46,40 @@ impl Word {
         self.0 & COUNT_MASK == 0
     }
 
+    /// Of a pending chunk: nothing that belongs to the snapshot is in flight.
+    pub fn is_drained(self) -> bool {
+        self.is_idle() || self.has(DRAINED)
+    }
+
     pub fn is_saturated(self) -> bool {
         self.0 & COUNT_MASK == COUNT_MASK
     }
 
-    pub fn has(self, flag: u64) -> bool {
-        self.0 & flag != 0
+    /// Whether any of `flags` is set.
+    pub fn has(self, flags: u64) -> bool {
+        self.0 & flags != 0
     }
 
-    pub fn with(self, flag: u64) -> Self {
-        Self(self.0 | flag)
+    pub fn with(self, flags: u64) -> Self {
+        Self(self.0 | flags)
     }
 
     pub fn without(self, flags: u64) -> Self {
         Self(self.0 & !flags)
     }
 
+    /// Moved to `epoch`, without what was said of the word's own.
     pub fn at(self, epoch: Epoch) -> Self {
-        Self((self.0 & !EPOCH_MASK) | (u64::from(epoch.0) << EPOCH_SHIFT))
+        let kept = self.without(EPOCH_MASK | ADOPTED | DRAINED);
+        kept.with(u64::from(epoch.0) << EPOCH_SHIFT)
+    }
+
+    /// A pending chunk that has drained, noted. It moves to the epoch that the snapshot ended,
+    /// whatever older one it was: a writer of that epoch that slept through the cut does not move it
+    /// any more, and one that is still about to adopt for an earlier snapshot, a given-up one, finds
+    /// it not older than its own.
+    pub fn drained(self, now: Now) -> Self {
+        self.at(Epoch(now.epoch.0 - 1)).with(DRAINED)
     }
 
     /// Required by the completing snapshot and not yet in its hands.
