@@ -400,7 +400,7 @@ impl Engine {
             Event::Create(record) => self.create(now, record),
             Event::CatalogDone { step, result } => self.catalog_done(now, step, result, slots),
             Event::CopyDone { job, result } => self.copy_done(job, result, slots),
-            Event::FlushDone(result) => self.flush_done(now, result),
+            Event::FlushDone(result) => self.flush_done(now, result, slots),
             Event::Parked(chunk) => self.parked(now, chunk, slots),
             Event::Abort(reason) => self.fail(reason),
             Event::Dirtied(chunks) => self.dirtied(now, &chunks, slots),
@@ -453,6 +453,10 @@ impl Engine {
         self.store_gone = Some(reason.to_owned());
         self.staging_off = Some(reason.to_owned());
         self.fail(reason.to_owned());
+        self.drop_all_staged(slots);
+    }
+
+    fn drop_all_staged(&mut self, slots: &mut dyn SlotSpace) {
         for (chunk, staged) in std::mem::take(&mut self.staged) {
             let _ = self.gate.drop_staged(chunk);
             release(staged.content, slots);
@@ -641,11 +645,14 @@ impl Engine {
 
     /// The flush before the close has ended. If it failed, no staged copy is to be trusted; the
     /// dirty set is still right.
-    pub(super) fn flushed_to_stop(&mut self, durable: bool) {
+    pub(super) fn flushed_to_stop(&mut self, durable: bool, slots: &mut dyn SlotSpace) {
         assert!(self.stop == StopPhase::Flush, "a flush ended that nobody asked for");
         self.stop = StopPhase::Done;
+        if !durable {
+            self.drop_all_staged(slots);
+        }
         let mut staged: Vec<StagedRecord> = Vec::with_capacity(self.staged.len());
-        for (&chunk, copy) in self.staged.iter().filter(|_| durable) {
+        for (&chunk, copy) in &self.staged {
             let slot = match copy.content {
                 Content::Slot(slot) => Some(slot),
                 Content::Zero => None,
@@ -731,6 +738,12 @@ impl Engine {
             self.jobs.len()
         );
         assert!(self.snapshot.is_some() || !self.gate.is_cut_active(), "a cut without a snapshot");
+    }
+
+    /// Slots of a failed snapshot whose failure could not be recorded were freed all the same, with
+    /// its record.
+    pub fn stranded_freed(&mut self, freed: &[SlotIndex]) {
+        self.stranded.retain(|slot| !freed.contains(slot));
     }
 
     /// Slots that are nobody's once the engine is dropped without having saved: all it holds but

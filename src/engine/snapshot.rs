@@ -495,9 +495,14 @@ impl Engine {
 
     // ---- ending -------------------------------------------------------------------------------
 
-    pub(super) fn flush_done(&mut self, now: Micros, result: Result<(), String>) {
+    pub(super) fn flush_done(
+        &mut self,
+        now: Micros,
+        result: Result<(), String>,
+        slots: &mut dyn SlotSpace,
+    ) {
         let Some(snapshot) = self.snapshot.as_mut() else {
-            return self.flushed_to_stop(result.is_ok());
+            return self.flushed_to_stop(result.is_ok(), slots);
         };
         snapshot.flushing = false;
         if snapshot.phase != Phase::Flush {

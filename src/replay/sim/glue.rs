@@ -157,9 +157,14 @@ impl World {
             self.drain();
         }
         let Some(node) = &self.node else { return };
+        // Marked once per tick; what counts is whether it happens.
         let max = if node.engine.is_busy() { 1_000 } else { 8_000 };
+        let refused = node.engine.counters().staging_refused > 0;
         if node.engine.staging_off().is_some() && !node.store_gone {
             self.mark(Mark::StagingSwitchedOff);
+        }
+        if refused {
+            self.mark(Mark::StagingRefused);
         }
         let delay = self.random.between(20, max);
         self.after(delay, Happening::Tick);
@@ -298,7 +303,16 @@ impl World {
                 return;
             }
         };
+        let under_compare =
+            |copying: &Copying| copying.job.compare && dirtied.contains(&copying.job.chunk);
+        if self.node().copies.values().any(under_compare) {
+            self.mark(Mark::StaleCompare);
+        }
         let node = self.node();
+        if failed {
+            // One whose failure could not be recorded.
+            node.engine.stranded_freed(&freed);
+        }
         node.chain.remove(seq);
         node.views.deleted(seq);
         node.freed_in_transit.retain(|slot| !freed.contains(slot));

@@ -18,7 +18,16 @@ use crate::engine::records::{
 use crate::engine::{Chain, ChainError, CreatePlan, Engine, PolicyKind, Settings};
 use crate::gate::{ChunkIndex, Gate, Initial, OperationNumber};
 use crate::store::sim_device::CrashMode;
-use crate::store::{LoadedStore, SharedDevice};
+use crate::store::{Catalog, LoadedStore, LoadedVolume, SharedDevice, SlotAllocator};
+
+/// What a volume starts from.
+struct Parts {
+    state: LoadedVolume,
+    slots: SlotAllocator,
+    views: SnapshotViews,
+    chain: Chain,
+    catalog: Catalog,
+}
 
 impl World {
     pub fn operator(&mut self) {
@@ -268,17 +277,50 @@ impl World {
         if node.under_way.is_some() {
             violated!("stopped with a snapshot under way");
         }
+        let store_gone = node.store_gone;
+        // Slots of a failure that could not be recorded come back with a load only.
+        let stranded = node.engine.held_slots().len() > node.engine.droppable_slots().len();
+        if !store_gone && !stranded && self.random.chance(400) {
+            return self.detach(node, result.is_ok());
+        }
         // A process may also end without closing its database.
-        if self.random.chance(700) && !node.store_gone {
+        if self.random.chance(700) && !store_gone {
             let _ = node.catalog.close();
         }
-        let store_gone = node.store_gone;
         drop(node);
         self.begin_anew();
         if store_gone {
             let mode = crash_mode(self);
             self.store = Arc::new(self.store.crash(mode));
         }
+    }
+
+    /// Only the volume goes; its store stays open, and the volume comes back to it.
+    fn detach(&mut self, mut node: Node, stopped: bool) {
+        self.mark(Mark::Reattached);
+        if !(stopped && self.oracle.clean) {
+            // As the volume does: staged copies that were not saved are nobody's.
+            for slot in node.engine.droppable_slots() {
+                node.slots.release(slot);
+            }
+        }
+        node.copies.clear();
+        self.detached = Some(node);
+        self.begin_anew();
+    }
+
+    /// The volume comes back to a store that was never closed.
+    fn reattach(&mut self, node: Node) -> Option<&'static str> {
+        let state = node.catalog.load_state(self.volume).expect("no faults are planned");
+        if let Some(difference) = self.oracle.difference(&state, &node.catalog) {
+            violated!("catalog at a reattach: {difference}");
+        }
+        let Node { slots, views, chain, catalog, .. } = node;
+        // In memory, interrupted snapshots are over: the engine has ended each.
+        for expected in self.model.snapshots.values_mut() {
+            expected.complete = true;
+        }
+        self.start(Parts { state, slots, views, chain, catalog })
     }
 
     /// Power goes, or with `KeepAll` only the process.
@@ -325,6 +367,11 @@ impl World {
 
     pub fn restart(&mut self) {
         let stop = self.plan_catalog_fault_in_load();
+        if let Some(node) = self.detached.take() {
+            self.store.catalog.heal();
+            let cut = self.reattach(node);
+            return self.started(cut);
+        }
         let device: SharedDevice = self.store.clone();
         let loaded = crate::store::load(&device);
         if self.is_powerless(stop) {
@@ -336,7 +383,22 @@ impl World {
             Ok(loaded) => loaded,
             Err(error) => violated!("the store cannot be loaded: {error:?}"),
         };
-        if let Some(cut) = self.start(loaded) {
+        self.settle_oracle(&loaded);
+        let mut loaded = loaded;
+        let volume = loaded.volumes.remove(0);
+        let chunk_count = self.geometry.chunk_count();
+        let cut = self.start(Parts {
+            slots: loaded.allocator,
+            views: SnapshotViews::new(chunk_count, volume.views),
+            chain: Chain::new(volume.state.snapshots.clone(), volume.state.last_seq),
+            state: volume.state,
+            catalog: loaded.catalog,
+        });
+        self.started(cut);
+    }
+
+    fn started(&mut self, cut: Option<&'static str>) {
+        if let Some(cut) = cut {
             trace!(self, "power cut in the start: {cut}");
             self.mark(Mark::PowerCutInLoad);
             return self.power_cut(None);
@@ -390,12 +452,10 @@ impl World {
     }
 
     /// Sets the volume up as the target does; says if power went meanwhile.
-    fn start(&mut self, mut loaded: LoadedStore) -> Option<&'static str> {
-        self.settle_oracle(&loaded);
-        let volume = loaded.volumes.remove(0);
-        let state = volume.state;
+    fn start(&mut self, parts: Parts) -> Option<&'static str> {
+        let Parts { state, slots, views, chain, mut catalog } = parts;
         let clean = state.record.clean;
-        let compare = !clean && !volume.views.is_empty();
+        let compare = !clean && views.newest_complete().is_some();
         let initial = if clean { Initial::Clean } else { Initial::AllDirty };
         let next = OperationNumber(state.record.operation_number.0 + 1);
         let gate = Arc::new(Gate::new(self.geometry, initial, next).expect("small"));
@@ -413,7 +473,7 @@ impl World {
         }
         let request = CatalogRequest::OpenVolume { volume: self.volume };
         let stop = self.plan_catalog_fault_in_load();
-        let opened = loaded.catalog.execute(request.clone());
+        let opened = catalog.execute(request.clone());
         let before = self.oracle.clone();
         let expected = self.oracle.execute(&request);
         expected.expect("the oracle opens any volume");
@@ -424,15 +484,13 @@ impl World {
         if let Err(error) = opened {
             violated!("the volume cannot be opened: {error}");
         }
-        let chunk_count = self.geometry.chunk_count();
-        let chain = Chain::new(state.snapshots, state.last_seq);
         self.node = Some(Node {
             gate,
             engine,
             chain,
-            slots: loaded.allocator,
-            views: SnapshotViews::new(chunk_count, volume.views),
-            catalog: loaded.catalog,
+            slots,
+            views,
+            catalog,
             catalog_queue: std::collections::VecDeque::new(),
             copies: std::collections::BTreeMap::new(),
             flush: None,

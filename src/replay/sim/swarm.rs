@@ -135,7 +135,7 @@ impl Swarm {
             rest_us,
             staging_slots_max: r.pick(&[0, 2, 5, u64::MAX, u64::MAX]),
             copy_bytes_per_s_max: r.chance(200).then(|| r.pick(&[4 << 20, 64 << 20])),
-            copy_error_per_mille: on(r, 200, 60),
+            copy_error_per_mille: r.pick(&[0, 0, 0, 0, 0, 0, 0, 60, 60, 900]),
             flush_error_per_mille: on(r, 100, 300),
             catalog_error_per_mille: on(r, 150, 150),
             catalog_cut_per_mille: on(r, 250, 80),

@@ -136,6 +136,8 @@ pub(super) struct World {
     /// What the catalog may hold instead, if the last transaction was cut short.
     pub oracle_else: Option<Oracle>,
     pub node: Option<Node>,
+    /// A volume that was detached from a store that stays open.
+    pub detached: Option<Node>,
     pub commands: BTreeMap<u32, Command>,
     pub command_count: u32,
     pub commands_left: u64,
@@ -184,6 +186,7 @@ impl World {
             oracle: Oracle::default(),
             oracle_else: None,
             node: None,
+            detached: None,
             commands: BTreeMap::new(),
             command_count: 0,
             commands_left: swarm.commands,
