@@ -100,6 +100,12 @@ impl StoreDisk {
         self.lock().live[self.place(slot, lba)]
     }
 
+    /// What a slot holds.
+    pub fn slot(&self, slot: SlotIndex) -> Vec<Tag> {
+        let first = self.place(slot, 0);
+        self.lock().live[first..first + self.slot_tags].to_vec()
+    }
+
     pub fn write_slot(&self, slot: SlotIndex, lba: u64, tag: Tag) {
         let place = self.place(slot, lba);
         let mut slots = self.lock();

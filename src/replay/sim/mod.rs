@@ -58,6 +58,8 @@ pub struct Report {
     pub marks: Marks,
     /// Counters.
     pub statistics: Statistics,
+    /// Depends on all that happened and when: equal only for equal histories.
+    pub digest: u64,
 }
 
 /// A broken invariant.
@@ -109,7 +111,7 @@ pub fn run(seed: u64, trace: bool) -> Result<Report, Violation> {
         let mut world = World::new(random, swarm, disk, volume);
         world.trace = trace;
         world.live();
-        Report { marks: world.marks, statistics: world.statistics }
+        Report { marks: world.marks, statistics: world.statistics, digest: world.digest }
     }));
     QUIET.set(false);
     result.map_err(|_| Violation { seed, words: LAST_PANIC.take() })

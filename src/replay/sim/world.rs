@@ -11,7 +11,7 @@ use super::glue::{CatalogJob, Copying};
 use super::marks::{Mark, Marks};
 use super::model::Model;
 use super::oracle::Oracle;
-use super::random::Random;
+use super::random::{Random, mix};
 use super::readers::Reader;
 use super::swarm::Swarm;
 use super::views::SnapshotViews;
@@ -82,7 +82,7 @@ pub(super) struct Node {
 }
 
 /// Counters of a history.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Happenings.
     pub steps: u64,
@@ -121,6 +121,8 @@ pub(super) struct World {
     pub marks: Marks,
     pub statistics: Statistics,
     pub trace: bool,
+    /// A number that depends on all that happened and when.
+    pub digest: u64,
     /// Microseconds.
     pub now: u64,
     queue: BinaryHeap<Queued>,
@@ -178,6 +180,7 @@ impl World {
             marks: Marks::default(),
             statistics: Statistics::default(),
             trace: false,
+            digest: 0,
             now: 0,
             queue: BinaryHeap::new(),
             happenings: HashMap::new(),
@@ -239,6 +242,7 @@ impl World {
         }
         self.now = at;
         self.statistics.steps += 1;
+        self.digest = mix(self.digest ^ at ^ tie.rotate_left(17));
         match happening {
             Happening::Client(client) => self.client(client),
             Happening::CommandStep(command) => self.command_step(command),
