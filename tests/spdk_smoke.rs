@@ -256,7 +256,35 @@ mod smoke {
         sleep(Duration::from_millis(2)).await;
         ch.reset().await.expect("reset");
         assert!(kept.await.expect_err("aborted").is_aborted());
-        pass.for_each_channel(|_, channel| channel.keep.set(false)).await.expect("there");
+
+        // Or resumed by another OS thread; data and status arrive all the same.
+        let kept = executor::spawn({
+            let ch = ch.clone();
+            async move { ch.write(filled(4096, 0x77), 5, 1).await.1 }
+        });
+        sleep(Duration::from_millis(2)).await;
+        pass.for_each_channel(|_, channel| {
+            channel.keep.set(false);
+            for io in channel.kept.take() {
+                let parked = io.park();
+                let home = Thread::current();
+                assert_eq!(parked.thread(), home);
+                let other = spawn_os_thread("resume", None, move || {
+                    parked.resume_with(|io| {
+                        let base = io.channel().base.clone();
+                        let offset = io.offset_blocks();
+                        io.forward_then(&base, offset, |io, result| io.complete_result(result));
+                    });
+                });
+                other.expect("started").join().expect("joined");
+            }
+        })
+        .await
+        .expect("there");
+        kept.await.expect("written");
+        let (buf, result) = master_ch.read(filled(4096, 0), 5, 1).await;
+        result.expect("read");
+        assert!(buf.iter().all(|&byte| byte == 0x77));
         assert!(pass.device().completed.load(Ordering::Relaxed) > MANY);
     }
 
@@ -267,6 +295,17 @@ mod smoke {
         let (_, result) = ch.write(filled(4096, 1), 0, 1).await;
         let error = result.expect_err("write-protected");
         assert_eq!(error.nvme(), (SCT_GENERIC, SC_WRITE_PROTECTED));
+        // The status of a base goes up unchanged.
+        {
+            let top = pass("Top", "Malloc1@snap", false);
+            let top_desc = Desc::open("Top", true, |_| {}).expect("opened");
+            let top_ch = top_desc.channel().expect("channel");
+            let (_, result) = top_ch.write(filled(4096, 1), 0, 1).await;
+            let error = result.expect_err("write-protected");
+            assert_eq!(error.nvme(), (SCT_GENERIC, SC_WRITE_PROTECTED));
+            drop((top_ch, top_desc));
+            top.unregister().await;
+        }
 
         nvmf::show_write_protection();
         let spec = nvmf::SubsystemSpec {

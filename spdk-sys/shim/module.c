@@ -539,6 +539,10 @@ forward_submit(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_ch
 				bdev_io->u.bdev.fused_iovcnt, off, num, forward_done, io);
 		break;
 	case PSC_IO_ZCOPY:
+		if (!io->zcopy_start && io->base_io == NULL) {
+			rc = -EINVAL; /* the start was not forwarded */
+			break;
+		}
 		if (!io->zcopy_start) {
 			rc = spdk_bdev_zcopy_end(io->base_io, io->zcopy_commit, forward_done, io);
 			break;
