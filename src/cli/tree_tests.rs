@@ -12,15 +12,16 @@ fn line(text: &str) -> Result<Request, clap::Error> {
     parse(words(text).into_iter().map(OsString::from))
 }
 
-/// Splits as a shell does, as far as the examples need it: spaces, and single quotes.
+/// Splits as a shell does, as far as the examples need it: spaces and quotes.
 fn words(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];
-    let mut quoted = false;
+    let mut quote = None;
     for c in text.chars() {
-        match c {
-            '\'' => quoted = !quoted,
-            ' ' if !quoted => words.push(String::new()),
-            c => words.last_mut().unwrap().push(c),
+        match (c, quote) {
+            (c, Some(open)) if c == open => quote = None,
+            ('\'' | '"', None) => quote = Some(c),
+            (' ', None) => words.push(String::new()),
+            (c, _) => words.last_mut().unwrap().push(c),
         }
     }
     words.retain(|word| !word.is_empty());
@@ -75,6 +76,53 @@ fn every_example_in_any_help_parses() {
             assert!(found.iter().any(|text| text == example), "{example}");
         }
     }
+}
+
+/// `presnap` commands in the ```console blocks of a document, without what only the shell reads.
+fn commands_of(document: &str) -> Vec<String> {
+    let mut commands = Vec::new();
+    let mut inside = false;
+    for text in document.lines() {
+        match text {
+            "```console" => inside = true,
+            "```" => inside = false,
+            _ if inside && !text.contains('\\') => {
+                let command = text.trim_start_matches("$ ").trim_start_matches("until ");
+                let end = [" > ", " >> ", " 2>&1", " | ", " &", ";"]
+                    .iter()
+                    .filter_map(|mark| command.find(mark))
+                    .min()
+                    .unwrap_or(command.len());
+                if command.starts_with("presnap ") {
+                    commands.push(command[..end].to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    commands
+}
+
+#[test]
+fn every_command_in_the_documents_parses() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = 0;
+    for path in ["docs/operating.md", "docs/rpc.md", "configs/README.md", "README.md"] {
+        let Ok(document) = std::fs::read_to_string(root.join(path)) else { continue };
+        for command in commands_of(&document) {
+            found += 1;
+            let request =
+                line(&command).unwrap_or_else(|error| panic!("{path}: {command}: {error}"));
+            match request.action {
+                Action::Call(method, params) if !command.contains('$') => {
+                    decode(method.name, &params)
+                        .unwrap_or_else(|error| panic!("{path}: {command}: {error}"));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(found > 60, "{found}");
 }
 
 #[test]
