@@ -78,7 +78,7 @@ fn every_example_in_any_help_parses() {
     }
 }
 
-/// `presnap` commands in the ```console blocks of a document, without what only the shell reads.
+/// `presnap` commands in the console blocks of a document, without what only the shell reads.
 fn commands_of(document: &str) -> Vec<String> {
     let mut commands = Vec::new();
     let mut inside = false;
