@@ -1,0 +1,303 @@
+//! The gate with real threads on real memory: writers of one, two and three chunks against an engine
+//! that stages, refreshes, fails copies, cuts, preserves, adopts and gives up. What every complete
+//! snapshot contains is compared with the writers' own logs: each block has the newest write numbered
+//! below the cut. `GATE_SNAPSHOTS` makes it longer; `GATE_SEED` repeats the choices (not the timing).
+#![cfg(not(loom))]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use presnap::gate::{
+    BlockMap, ChunkIndex, ChunkState, CopyEnd, CutPoint, Entry, Gate, Geometry, Initial, LbaRange,
+    OperationNumber,
+};
+
+/// Three index words.
+const CHUNKS: u32 = 150;
+const CHUNK_LBAS: usize = 16;
+/// 64 KiB chunks of 4 KiB device blocks: four map blocks each.
+const MAP_BLOCKS_PER_LBA: usize = 4;
+/// Every writer has its own device blocks in each chunk, so that the order of overlapping commands
+/// at the device does not matter. Its commands still cover the others' blocks for the gate.
+const WRITERS: usize = 3;
+
+type Content = [u64; CHUNK_LBAS];
+
+struct World {
+    gate: Gate,
+    /// Number of the command that wrote each device block last.
+    master: Vec<AtomicU64>,
+    stop: AtomicBool,
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+
+    /// Now and then lets others run, here of all places.
+    fn pause(&mut self, one_in: u64) {
+        if self.below(one_in) == 0 {
+            thread::yield_now();
+        }
+    }
+
+    /// Half of them among few, so that they meet.
+    fn chunk(&mut self) -> u32 {
+        let bound = if self.below(2) == 0 { 4 } else { CHUNKS };
+        self.below(u64::from(bound)) as u32
+    }
+}
+
+/// Writes until told to stop; the log has (number, range) of each command.
+fn writer(world: &World, own: usize, seed: u64) -> Vec<(OperationNumber, LbaRange)> {
+    let (mut random, mut log) = (Random(seed), Vec::new());
+    while !world.stop.load(Ordering::Relaxed) {
+        let lba = u64::from(random.chunk()) * CHUNK_LBAS as u64 + random.below(CHUNK_LBAS as u64);
+        let count = 1 + if random.below(4) == 0 { random.below(40) } else { random.below(6) };
+        let range = LbaRange::new(lba, count.min(world.gate.geometry().volume_lbas() - lba));
+        match world.gate.enter(range) {
+            Entry::Entered { operation, .. } => {
+                for lba in range.lba..range.lba + range.count {
+                    if lba as usize % WRITERS == own {
+                        world.master[lba as usize].store(operation.0, Ordering::Relaxed);
+                        random.pause(32);
+                    }
+                }
+                world.gate.leave(range);
+                log.push((operation, range));
+            }
+            Entry::Parked { .. } => thread::yield_now(),
+            Entry::Saturated { .. } => panic!("not with so few"),
+        }
+    }
+    log
+}
+
+/// The engine's part, with its table of staged slots.
+struct Keeper<'a> {
+    world: &'a World,
+    random: Random,
+    staged: Vec<Option<Content>>,
+    image: Vec<Content>,
+    done: Vec<(CutPoint, Vec<Content>)>,
+    given_up: u32,
+    adopted: [u32; 2],
+    preserved: u32,
+}
+
+impl Keeper<'_> {
+    /// Copies to the staged slot, or a new one; one in ten fails if it may.
+    fn copy(&mut self, chunk: ChunkIndex, may_fail: bool) -> Option<CopyEnd> {
+        let taken = self.world.gate.begin_copy(chunk)?;
+        let slot = &mut self.staged[chunk.as_usize()];
+        let content = slot.get_or_insert([u64::MAX; CHUNK_LBAS]);
+        let ok = !may_fail || self.random.below(10) > 0;
+        let first = chunk.as_usize() * CHUNK_LBAS;
+        for (lba, content) in content.iter_mut().enumerate() {
+            if taken.0 >> (lba * MAP_BLOCKS_PER_LBA) & 1 == 1 {
+                let data = self.world.master[first + lba].load(Ordering::Relaxed);
+                *content = if ok { data } else { u64::MAX };
+                self.random.pause(64);
+            }
+        }
+        let end = self.world.gate.end_copy(chunk, ok, taken);
+        if end == CopyEnd::Lost {
+            *slot = None;
+        }
+        Some(end)
+    }
+
+    fn take_slot(&mut self, chunk: ChunkIndex) {
+        let slot = self.staged[chunk.as_usize()].take();
+        self.image[chunk.as_usize()] = slot.expect("the gate says that there is a slot");
+    }
+
+    /// One look at a chunk that may be required; `true` when it is settled.
+    fn settle(&mut self, chunk: ChunkIndex, cut: &CutPoint) -> bool {
+        let gate = &self.world.gate;
+        match gate.classify(chunk, cut.old_epoch) {
+            ChunkState::NotRequired | ChunkState::Resolved => return true,
+            // Seen again after it was settled, if the slot is gone.
+            ChunkState::Adopted if self.staged[chunk.as_usize()].is_none() => return true,
+            ChunkState::Adopted => {
+                self.adopted[0] += 1;
+                self.take_slot(chunk);
+                return true;
+            }
+            ChunkState::Adoptable => {
+                if gate.try_adopt(chunk) {
+                    self.adopted[1] += 1;
+                    self.take_slot(chunk);
+                    return true;
+                }
+            }
+            ChunkState::Pending { missing } => {
+                assert_ne!(missing, BlockMap::EMPTY);
+                let end = self.copy(chunk, true).expect("pending chunks can be copied");
+                if end == CopyEnd::Valid {
+                    assert!(gate.resolve(chunk), "a preserved chunk can be handed over");
+                    self.preserved += 1;
+                    self.take_slot(chunk);
+                    return true;
+                }
+                assert_eq!(end, CopyEnd::Lost, "nobody writes a pending chunk");
+            }
+            ChunkState::Draining => thread::yield_now(),
+            ChunkState::Staging => panic!("no copy is running"),
+        }
+        false
+    }
+
+    fn snapshot(&mut self) {
+        let gate = &self.world.gate;
+        let until = gate.next_operation().0 + 20 + self.random.below(300);
+        while gate.next_operation().0 < until {
+            thread::yield_now();
+            for _ in 0..self.random.below(20) {
+                let chunk = ChunkIndex(self.random.chunk());
+                let _ = self.copy(chunk, true);
+            }
+        }
+        let before = self.image.clone();
+        let cut = gate.cut().expect("the last snapshot is over");
+        let mut walk = gate.dirty_walk(cut.old_epoch);
+        let (mut taken, mut waiting, mut over) = (Vec::new(), Vec::new(), false);
+        thread::yield_now();
+        let mut patience =
+            if self.random.below(8) == 0 { self.random.below(100) } else { u64::MAX };
+        while !over || !waiting.is_empty() {
+            if patience == 0 {
+                return self.give_up(&cut, taken, walk, over, before);
+            }
+            patience -= 1;
+            if !over && (waiting.is_empty() || self.random.below(30) == 0) {
+                over = gate.take_dirty(&mut walk, 1, |chunk| {
+                    taken.push(chunk);
+                    waiting.push(chunk);
+                });
+            }
+            if waiting.is_empty() {
+                continue;
+            }
+            let which = self.random.below(waiting.len() as u64) as usize;
+            if self.settle(waiting[which], &cut) {
+                waiting.swap_remove(which);
+            }
+        }
+        // A writer may be parked at a chunk that it dirtied in vain; it goes on after this.
+        gate.finish_cut();
+        self.done.push((cut, self.image.clone()));
+    }
+
+    fn give_up(
+        &mut self,
+        cut: &CutPoint,
+        taken: Vec<ChunkIndex>,
+        mut walk: presnap::gate::DirtyWalk,
+        over: bool,
+        before: Vec<Content>,
+    ) {
+        let gate = &self.world.gate;
+        gate.finish_cut();
+        while !over && !gate.carry_over(&mut walk, 1) {}
+        for chunk in taken {
+            assert!(gate.mark_dirty(chunk));
+        }
+        for chunk in (0..CHUNKS).map(ChunkIndex) {
+            // What a writer adopted for this snapshot is nobody's now.
+            let _ = gate.drop_staged(chunk);
+            self.staged[chunk.as_usize()] = None;
+        }
+        assert!(gate.epoch() == cut.new_epoch);
+        self.image = before;
+        self.given_up += 1;
+    }
+}
+
+/// Stops the writers also when the keeper panics.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn every_snapshot_is_what_the_writers_logged() {
+    let geometry = Geometry::new(64 << 10, 4096, u64::from(CHUNKS) * CHUNK_LBAS as u64)
+        .expect("sizes are in bounds");
+    let world = World {
+        gate: Gate::new(geometry, Initial::Clean, OperationNumber(1)).expect("small"),
+        master: (0..CHUNKS as usize * CHUNK_LBAS).map(|_| AtomicU64::new(0)).collect(),
+        stop: AtomicBool::new(false),
+    };
+    let seed = number("GATE_SEED", 0x9e37_79b9_7f4a_7c15);
+    let mut keeper = Keeper {
+        world: &world,
+        random: Random(seed),
+        staged: vec![None; CHUNKS as usize],
+        image: vec![[0; CHUNK_LBAS]; CHUNKS as usize],
+        done: Vec::new(),
+        given_up: 0,
+        adopted: [0; 2],
+        preserved: 0,
+    };
+    let logs: Vec<_> = thread::scope(|scope| {
+        let spawn = |own| {
+            let world = &world;
+            scope.spawn(move || writer(world, own, seed ^ (own as u64 + 1) << 32))
+        };
+        let writers: Vec<_> = (0..WRITERS).map(spawn).collect();
+        let stop = StopAtEnd(&world.stop);
+        for _ in 0..number("GATE_SNAPSHOTS", 300) {
+            keeper.snapshot();
+        }
+        drop(stop);
+        writers.into_iter().map(|writer| writer.join().expect("a writer panicked")).collect()
+    });
+    for chunk in (0..CHUNKS).map(ChunkIndex) {
+        assert_eq!(world.gate.in_flight(chunk), 0);
+    }
+    // The newest write of each block before each cut, by going through the logs once.
+    let mut wanted = vec![0; CHUNKS as usize * CHUNK_LBAS];
+    let mut next = [0; WRITERS];
+    for (cut, image) in &keeper.done {
+        for (own, log) in logs.iter().enumerate() {
+            while let Some((operation, range)) =
+                log.get(next[own]).filter(|(n, _)| n < &cut.operation)
+            {
+                for lba in (range.lba..range.lba + range.count).map(|lba| lba as usize) {
+                    if lba % WRITERS == own {
+                        wanted[lba] = operation.0;
+                    }
+                }
+                next[own] += 1;
+            }
+        }
+        for (lba, &wanted) in wanted.iter().enumerate() {
+            let found = image[lba / CHUNK_LBAS][lba % CHUNK_LBAS];
+            assert_eq!(found, wanted, "device block {lba} at {cut:?}");
+        }
+    }
+    let commands: usize = logs.iter().map(Vec::len).sum();
+    assert!(keeper.preserved > 0 && keeper.adopted[1] > 0, "the engine had nothing to do");
+    println!(
+        "{commands} commands, {} snapshots, {} given up, adopted by writers and engine {:?}, \
+         preserved {}",
+        keeper.done.len(),
+        keeper.given_up,
+        keeper.adopted,
+        keeper.preserved
+    );
+}
