@@ -100,8 +100,7 @@ mod smoke {
                         }
                     },
                     |io, _| {
-                        let base = io.channel().base.clone();
-                        io.forward(&base, None);
+                        io.forward_via(|channel| &channel.base, None);
                     },
                 );
             }
@@ -273,7 +272,7 @@ mod smoke {
                     parked.resume_with(|io| {
                         let base = io.channel().base.clone();
                         let offset = io.offset_blocks();
-                        io.forward_then(&base, offset, |io, result| io.complete_result(result));
+                        io.forward_then(&base, offset, BdevIo::complete_result);
                     });
                 });
                 other.expect("started").join().expect("joined");

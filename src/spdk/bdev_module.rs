@@ -503,6 +503,18 @@ impl<D: BdevDevice> BdevIo<D> {
         self.forward_at(base, offset_blocks, done);
     }
 
+    /// The same, to a channel found in the command's own one: saves a clone of it.
+    pub fn forward_via(
+        self,
+        base: impl FnOnce(&D::Channel) -> &IoChannel,
+        done: Option<OnDone<D>>,
+    ) {
+        let base = ptr::from_ref(base(self.channel()));
+        // SAFETY: found in the command's channel, which nothing can change before the callee has
+        // taken its own hold of the IoChannel; that is the first thing it does.
+        self.forward(unsafe { &*base }, done);
+    }
+
     /// The same, at another offset.
     pub fn forward_at(self, base: &IoChannel, offset_blocks: u64, done: Option<OnDone<D>>) {
         extern "C" fn finished<D: BdevDevice>(
