@@ -1,6 +1,8 @@
 //! The target: starts SPDK with presnap's volumes, stores and methods in it.
 
+use std::fs;
 use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 
 use tracing_subscriber::EnvFilter;
@@ -17,6 +19,7 @@ use crate::volume::store_host::CATALOG_CPUS;
 /// Why it could not start, or did not stop cleanly, in one line.
 pub fn run(options: &ServeOptions) -> Result<(), String> {
     start_log(options.log_level);
+    check_machine(options.memory_mib)?;
     if let Some(cores) = &options.catalog_cores {
         let cpus = cores.0.iter().map(|&cpu| u32::from(cpu)).collect();
         // A process serves once.
@@ -44,14 +47,60 @@ pub fn run(options: &ServeOptions) -> Result<(), String> {
     match app::run(&app_options, started) {
         Ok(0) => Ok(()),
         Ok(code) => Err(format!(
-            "the target stopped with {code}; SPDK's messages above say why (hugepages: \
-             scripts/setup.sh --help; a method of the configuration: its error)"
+            "the target stopped with {code}; SPDK's messages above say why (a method of the \
+             configuration: its error)"
         )),
         Err(error) => {
             let error: &dyn std::error::Error = &error;
             Err(crate::store::chain(error))
         }
     }
+}
+
+/// Refuses what SPDK would refuse in a page of messages none of which says what to do.
+fn check_machine(memory_mib: Option<u32>) -> Result<(), String> {
+    let uid = fs::metadata("/proc/self").map_or(0, |of_this_process| of_this_process.uid());
+    // With an IOMMU, SPDK can do without physical addresses.
+    let iommu = fs::read_dir("/sys/class/iommu").is_ok_and(|mut all| all.next().is_some());
+    if uid != 0 && !iommu {
+        return Err("SPDK works with physical addresses, which only root may see; run the same \
+                    command as root (sudo presnap serve ...)"
+            .to_owned());
+    }
+    let (free_mib, page_kib) = hugepages();
+    let wanted_mib = u64::from(memory_mib.unwrap_or(1));
+    if free_mib >= wanted_mib {
+        return Ok(());
+    }
+    let pages_mib = u64::from(memory_mib.unwrap_or(MEMORY_MIB_USUAL));
+    let more = ((pages_mib - free_mib) * 1024).div_ceil(page_kib);
+    let count = format!("/sys/kernel/mm/hugepages/hugepages-{page_kib}kB/nr_hugepages");
+    let now: u64 = fs::read_to_string(&count)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or_default();
+    Err(format!(
+        "{wanted_mib} MiB of hugepages are needed and {free_mib} MiB are free; as root: echo {} > \
+         {count}, then start again",
+        now + more
+    ))
+}
+
+/// What a target with a few volumes is well served with, in MiB.
+const MEMORY_MIB_USUAL: u32 = 1024;
+
+/// Free hugepages of all sizes in MiB, and the smallest size in KiB.
+fn hugepages() -> (u64, u64) {
+    let (mut free_kib, mut least_kib) = (0, u64::MAX);
+    for entry in fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let size = name.strip_prefix("hugepages-").and_then(|name| name.strip_suffix("kB"));
+        let Some(page_kib) = size.and_then(|size| size.parse::<u64>().ok()) else { continue };
+        let free = fs::read_to_string(entry.path().join("free_hugepages")).unwrap_or_default();
+        free_kib += free.trim().parse::<u64>().unwrap_or_default() * page_kib;
+        least_kib = least_kib.min(page_kib);
+    }
+    (free_kib / 1024, if least_kib == u64::MAX { 2048 } else { least_kib })
 }
 
 fn start_log(level: LogLevel) {

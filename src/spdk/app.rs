@@ -75,7 +75,7 @@ pub enum AppError {
     #[error("an option holds a zero byte")]
     Option(#[from] NulError),
     /// Another process serves RPC there.
-    #[error("RPC socket {0} is in use by another process; choose another with --rpc-socket")]
+    #[error("RPC socket {0} is in use by another process; choose another with --socket")]
     RpcInUse(PathBuf),
     /// The configuration cannot be read.
     #[error("configuration {0} cannot be read")]

@@ -26,16 +26,10 @@ impl Errno {
     pub const NODEV: Self = Self(19);
     /// Invalid argument.
     pub const INVAL: Self = Self(22);
-    /// Permission denied.
-    pub const ACCES: Self = Self(13);
     /// Protocol not supported: SPDK was built without the transport.
     pub const PROTONOSUPPORT: Self = Self(93);
     /// Not supported.
     pub const NOTSUP: Self = Self(95);
-    /// The address is in use.
-    pub const ADDRINUSE: Self = Self(98);
-    /// The address is none of this machine's.
-    pub const ADDRNOTAVAIL: Self = Self(99);
     /// Canceled: the other side went away.
     pub const CANCELED: Self = Self(125);
 

@@ -156,10 +156,11 @@ fn refused(bdev: &str, request: &ExportRequest, error: Errno) -> Failure {
         );
     }
     let sort = match error {
-        Errno::INVAL | Errno::ADDRNOTAVAIL | Errno::ADDRINUSE | Errno::ACCES => Sort::Invalid,
         Errno::EXIST => Sort::Exists,
         Errno::NODEV => Sort::NoDevice,
-        _ => Sort::Io,
+        Errno::NOMEM => Sort::NoMemory,
+        // For an address that it cannot listen at, SPDK gives whatever errno is left over.
+        _ => Sort::Invalid,
     };
     Failure::new(
         sort,
