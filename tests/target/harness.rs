@@ -502,9 +502,14 @@ impl Process {
     }
 
     /// Stops it as users do, and asserts that it ended well.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
+        self.stop_by("TERM");
+    }
+
+    /// The same with another signal.
+    pub fn stop_by(mut self, name: &str) {
         let mut child = self.child.take().expect("running");
-        signal(&child, "TERM");
+        signal(&child, name);
         let started = Instant::now();
         let status = loop {
             if let Some(status) = child.try_wait().expect("a child") {

@@ -7,5 +7,8 @@
 #![cfg(feature = "spdk")]
 
 mod agent;
+mod control;
+mod export;
 mod harness;
 mod harness_works;
+mod initiator;
