@@ -134,6 +134,12 @@ impl CatalogHandle {
         if self.shared.is_closed() {
             return Err((message, Error::Closed));
         }
+        self.enqueue(message)
+    }
+
+    /// Like `send`, where the thread may have ended since it was looked at.
+    #[allow(clippy::result_large_err)] // As there.
+    fn enqueue(&self, message: Message) -> Result<(), (Message, Error)> {
         match self.sender.try_send(message) {
             Ok(()) => {
                 if self.shared.is_closed() {
@@ -283,4 +289,25 @@ fn serve_one(catalog: &mut Catalog, message: Message) -> Result<(), String> {
         Message::Stop => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The moment that the thread's end and a submitter would have to share for a completion to be
+    /// lost is too short to be met by running them: so it is played.
+    #[test]
+    fn a_message_behind_the_last_look_is_refused_by_its_submitter() {
+        let (sender, receiver) = bounded(QUEUE_REQUESTS_MAX);
+        let shared = Arc::new(Shared { closed: AtomicBool::new(false), receiver });
+        let handle = CatalogHandle { sender, shared: Arc::clone(&shared) };
+        assert!(!shared.is_closed(), "the submitter looks");
+        shared.closed.store(true, Ordering::SeqCst);
+        shared.refuse_queued();
+        let (told, outcome) = bounded(1);
+        let job: Job = Box::new(move |catalog| told.send(catalog.map(|_| ())).unwrap());
+        assert!(handle.enqueue(Message::Job(job)).is_ok());
+        assert!(matches!(outcome.try_recv(), Ok(Err(Error::Closed))));
+    }
 }

@@ -48,6 +48,8 @@ struct ModelSnapshot {
     state: SnapshotState,
     /// Of a complete one: all chunks. Of a completing one: its own rows.
     view: View,
+    /// Of a completing one: what it shows where it has no row.
+    base: View,
 }
 
 #[derive(Debug, Default)]
@@ -128,8 +130,12 @@ impl World {
                 // Whoever takes a snapshot has opened the volume.
                 self.apply(&Step::Open);
                 self.model.last_seq = seq;
-                let (state, view) = (SnapshotState::Completing, View::new());
-                self.model.snapshots.insert(seq, ModelSnapshot { state, view });
+                let snapshot = ModelSnapshot {
+                    state: SnapshotState::Completing,
+                    view: View::new(),
+                    base: self.model.newest_complete().cloned().unwrap_or_default(),
+                };
+                self.model.snapshots.insert(seq, snapshot);
             }
             Step::AddRows(chunks) => {
                 let Some(seq) = self.model.completing() else { return };
@@ -187,10 +193,10 @@ impl World {
         let reply =
             self.store.catalog.execute(CatalogRequest::CompleteSnapshot { record, rows }).unwrap();
         assert_eq!(reply, CatalogReply::Done);
-        let mut view = self.model.newest_complete().cloned().unwrap_or_default();
-        view.extend(own);
         let snapshot = self.model.snapshots.get_mut(&seq).unwrap();
-        *snapshot = ModelSnapshot { state: SnapshotState::Complete, view };
+        snapshot.state = SnapshotState::Complete;
+        snapshot.view = std::mem::take(&mut snapshot.base);
+        snapshot.view.extend(own);
     }
 
     fn delete(&mut self, seq: u32) {
@@ -279,7 +285,8 @@ impl World {
         self.store = load(&shared).unwrap();
         if let Some(seq) = self.model.completing() {
             let snapshot = self.model.snapshots.get_mut(&seq).unwrap();
-            *snapshot = ModelSnapshot { state: SnapshotState::Failed, view: View::new() };
+            let (view, base) = (View::new(), View::new());
+            *snapshot = ModelSnapshot { state: SnapshotState::Failed, view, base };
         }
         let [volume] = &self.store.volumes[..] else { panic!("one volume") };
         let expected = self.model.snapshots.iter();

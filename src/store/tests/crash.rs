@@ -243,6 +243,8 @@ fn format_leaves_the_old_the_new_or_nothing() {
         let mut catalog = format(&shared, &old_options).unwrap().catalog;
         catalog.create_volume(volume_record("vol0", CHUNKS)).unwrap();
         catalog.close().unwrap();
+        // In its last slot, where the new store wipes, too.
+        old.poke((32 << 20) - 512, &[0xee; 512]);
     }
     let foreign = device();
     foreign.poke(1024 + 0x38, &[0x53, 0xef]);
@@ -269,6 +271,11 @@ fn format_leaves_the_old_the_new_or_nothing() {
                         assert!(name == "store0" || what == "old");
                         let volumes = load(&crashed).unwrap().volumes.len();
                         assert_eq!(volumes, usize::from(name == "old"), "stop {stop}, {mode:?}");
+                        if name == "old" {
+                            let mut last = [0; 512];
+                            crashed.read((32 << 20) - 512, &mut last).unwrap();
+                            assert_eq!(last, [0xee; 512], "stop {stop}, {mode:?}: half wiped");
+                        }
                     }
                     Probe::DamagedStore { what } => panic!("stop {stop}, {mode:?}: {what}"),
                 }
