@@ -11,13 +11,16 @@ const BURST_US: u64 = 50_000;
 pub struct Pacer {
     bytes_per_s_max: Option<u64>,
     tokens_bytes: u64,
+    /// What is left of the last gain below a whole byte, in millionths. Dropped, it would slow
+    /// short ticks down; given back as time, it would let them copy more than allowed.
+    gained_millionths: u128,
     refilled_at: Micros,
 }
 
 impl Pacer {
     /// A pacer for `bytes_per_s_max`; `None` is no limit.
     pub fn new(bytes_per_s_max: Option<u64>) -> Self {
-        Self { bytes_per_s_max, tokens_bytes: 0, refilled_at: Micros(0) }
+        Self { bytes_per_s_max, tokens_bytes: 0, gained_millionths: 0, refilled_at: Micros(0) }
     }
 
     /// Changes the limit from now on.
@@ -32,13 +35,11 @@ impl Pacer {
         let Some(rate) = self.bytes_per_s_max else { return true };
         let capacity = bytes.max((u128::from(rate) * u128::from(BURST_US) / 1_000_000) as u64);
         let elapsed_us = now.since(self.refilled_at);
-        let gained = (u128::from(rate) * u128::from(elapsed_us) / 1_000_000) as u64;
-        if gained > 0 {
-            self.tokens_bytes = (self.tokens_bytes.saturating_add(gained)).min(capacity);
-            // Only the time that whole bytes stand for, or short ticks would lose the rest.
-            let gained_us = (u128::from(gained) * 1_000_000 / u128::from(rate)) as u64;
-            self.refilled_at = Micros(self.refilled_at.0 + gained_us);
-        }
+        self.refilled_at = self.refilled_at.max(now);
+        self.gained_millionths += u128::from(rate) * u128::from(elapsed_us);
+        let gained = (self.gained_millionths / 1_000_000).min(u64::MAX.into()) as u64;
+        self.gained_millionths %= 1_000_000;
+        self.tokens_bytes = self.tokens_bytes.saturating_add(gained).min(capacity);
         if self.tokens_bytes < bytes {
             return false;
         }
