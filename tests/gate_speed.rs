@@ -8,6 +8,7 @@
 //! Instructions: run `instructions` under `valgrind --tool=callgrind` with `GATE_ROUNDS=0` and
 //! `GATE_ROUNDS=100000`, and divide the difference by 100000.
 #![cfg(not(loom))]
+#![allow(clippy::cast_precision_loss, reason = "printed to a tenth")]
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -60,7 +61,7 @@ fn one_thread() {
     let gate = gate(1 << 20);
     let one = LbaRange::new(CHUNK_LBAS * 3 + 5, 1);
     report("enter + leave, one chunk", 2_000_000, |rounds| {
-        (0..rounds).for_each(|_| write(&gate, one))
+        (0..rounds).for_each(|_| write(&gate, one));
     });
     let two = LbaRange::new(CHUNK_LBAS * 3 - 1, 2);
     report("enter + leave, two chunks", 1_000_000, |rounds| {

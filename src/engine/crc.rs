@@ -62,7 +62,9 @@ pub struct CrcCombiner {
 
 impl std::fmt::Debug for CrcCombiner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CrcCombiner").field("block_bytes", &self.block_bytes).finish()
+        f.debug_struct("CrcCombiner")
+            .field("block_bytes", &self.block_bytes)
+            .finish_non_exhaustive()
     }
 }
 

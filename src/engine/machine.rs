@@ -159,6 +159,7 @@ pub struct Counters {
 
 impl Counters {
     /// What came since `earlier`.
+    #[must_use]
     pub fn since(self, earlier: &Counters) -> Self {
         Self {
             staged_copies: self.staged_copies - earlier.staged_copies,

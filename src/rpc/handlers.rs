@@ -353,6 +353,7 @@ fn get_stats(p: &params::GetStats) -> Result<Stats, RpcError> {
     Ok(stats)
 }
 
+#[expect(clippy::cast_sign_loss, reason = "a mean of unsigned values")]
 fn latency(histogram: &hdrhistogram::Histogram<u64>) -> Latency {
     // An empty histogram answers 0 to everything.
     Latency {

@@ -1,7 +1,7 @@
 //! presnap's JSON-RPC methods: one table, and what follows from it.
 //!
 //! - [`table`] lists the methods; [`schema`] has the words it is written in.
-//! - [`decode`] checks and types the parameters of a call ([`Params`]); [`RpcError`] is what a
+//! - [`decode()`] checks and types the parameters of a call ([`Params`]); [`RpcError`] is what a
 //!   failed call answers.
 //! - [`objects`] are the results.
 //! - [`doc`] writes docs/rpc.md, the help of a method, and `scripts/presnap_rpc.py`.

@@ -215,7 +215,7 @@ pub struct Method {
     pub reply: Reply,
     /// What the answer means.
     pub reply_doc: &'static str,
-    /// How it fails, apart from what [`super::decode`] refuses.
+    /// How it fails, apart from what [`super::decode()`] refuses.
     pub errors: &'static [ErrorCase],
     /// The command that calls it.
     pub command: Command,

@@ -1,7 +1,7 @@
 //! presnap's JSON-RPC methods: the one place where their parameters, bounds, results and errors
 //! are written down.
 //!
-//! [`super::decode`] checks requests against it, the server registers its names, the `presnap`
+//! [`super::decode()`] checks requests against it, the server registers its names, the `presnap`
 //! command builds its subcommands from it, and docs/rpc.md and `scripts/presnap_rpc.py` are
 //! generated from it.
 

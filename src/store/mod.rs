@@ -2,7 +2,7 @@
 //!
 //! What lies where is docs/on-disk-format.md. In short: two superblocks, the catalog region with
 //! a redb database in it, the slot region. This room is pure: it knows a [`Device`] with blocking
-//! calls and leaves the slots' data to whoever has a channel. [`format`] and [`load`] run on the
+//! calls and leaves the slots' data to whoever has a channel. [`format()`] and [`load`] run on the
 //! thread that will own the catalog; [`LoadedStore`] is then taken apart: the catalog goes to
 //! [`catalog_thread`], the [`SlotAllocator`] to the engine, the [`SlotMap`]s to the read path.
 //!
@@ -54,7 +54,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// Parameters of [`format`].
+/// Parameters of [`format()`].
 #[derive(Clone, Debug)]
 pub struct FormatOptions {
     /// Name of the store, 1 to 64 bytes.
@@ -110,7 +110,7 @@ fn chunk_count(volume: &LoadedVolume) -> u32 {
 /// store.
 ///
 /// # Errors
-/// [`Error::Occupied`] without `force` where [`probe`] finds something, [`Error::TooSmall`],
+/// [`Error::Occupied`] without `force` where [`probe()`] finds something, [`Error::TooSmall`],
 /// [`Error::Invalid`], [`Error::Device`], [`Error::Catalog`].
 pub fn format(device: &SharedDevice, options: &FormatOptions) -> Result<LoadedStore> {
     let superblock = Superblock::plan(

@@ -80,6 +80,7 @@ impl Commands {
     }
 
     /// What came since `earlier`.
+    #[must_use]
     pub fn since(mut self, earlier: &Commands) -> Self {
         self.each(earlier, u64::saturating_sub);
         self

@@ -734,10 +734,9 @@ fn busy_with_progress(volume: &Volume, name: &str, error: &ChainError) -> Failur
     if let (ChainError::Busy { .. }, Some(record)) = (error, volume.snapshot_so_far()) {
         let chunks = record.chunks;
         let done = chunks.adopted + chunks.copied + chunks.preserved + chunks.zero;
-        failure.message.push_str(&format!(
-            " ({done} of {} required chunks done so far)",
-            chunks.required.max(done)
-        ));
+        let required = chunks.required.max(done);
+        failure.message =
+            format!("{} ({done} of {required} required chunks done so far)", failure.message);
     }
     failure
 }

@@ -83,7 +83,9 @@ impl Copier<'_> {
         let mut spare = None;
         let (buf, result) = self.copy_through(buf, &mut spare, job, compare).await;
         self.pool.give(buf);
-        spare.map(|buf| self.pool.give(buf));
+        if let Some(buf) = spare {
+            self.pool.give(buf);
+        }
         result
     }
 

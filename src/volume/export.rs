@@ -181,7 +181,7 @@ pub async fn evict(bdev: &str) {
     loop {
         let Some(exported) = find(bdev) else { return };
         match nvmf::remove_ns(&exported.nqn, exported.nsid).await {
-            Ok(()) => continue,
+            Ok(()) => {}
             Err(error) if started.elapsed() > EVICT_TIME_MAX => {
                 tracing::error!(bdev, nqn = exported.nqn, %error, "bdev stays in its subsystem");
                 return;

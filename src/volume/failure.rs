@@ -57,7 +57,6 @@ impl Failure {
     pub fn of_store(name: &str, error: &store::Error) -> Self {
         use store::ErrorKind as Kind;
         let sort = match error.kind() {
-            Kind::Io => Sort::Io,
             Kind::NotAStore | Kind::NotFound => Sort::NotFound,
             Kind::Occupied => Sort::Refused,
             Kind::Invalid => Sort::Invalid,
@@ -67,6 +66,7 @@ impl Failure {
             Kind::Busy => Sort::Busy,
             Kind::Full => Sort::NoSpace,
             Kind::Closed => Sort::NoDevice,
+            // Io, and what a later version may add.
             _ => Sort::Io,
         };
         let sort =

@@ -52,6 +52,7 @@ pub fn started() {
 }
 
 /// A bdev has come: if it carries a store, open that; if volumes waited for it, attach them.
+#[expect(clippy::unnecessary_wraps, reason = "the type of the hook")]
 fn examine_disk(info: &BdevInfo) -> Option<LocalFuture<()>> {
     if info.module_name == super::MODULE_NAME {
         // A volume cannot hold a store, but it can be the master of another.

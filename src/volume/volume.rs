@@ -97,6 +97,9 @@ struct Watcher {
     sender: Sender<SnapshotRecord>,
 }
 
+/// A command that waits for a chunk, and since when, in ticks.
+type ParkedSince = (ParkedIo<VolumeDevice>, u64);
+
 /// An attached volume.
 pub struct Volume {
     /// Names it to its reactors.
@@ -113,8 +116,8 @@ pub struct Volume {
     master: RefCell<Option<IoChannel>>,
     registration: RefCell<Option<Rc<Registration<VolumeDevice>>>>,
     engine: RefCell<Engine>,
-    /// Commands that wait for a chunk, and since when, in ticks.
-    parked: RefCell<HashMap<ChunkIndex, Vec<(ParkedIo<VolumeDevice>, u64)>>>,
+    /// Commands that wait, by the chunk they wait for.
+    parked: RefCell<HashMap<ChunkIndex, Vec<ParkedSince>>>,
     watchers: RefCell<Vec<Watcher>>,
     stopped: RefCell<Option<Sender<Result<(), String>>>>,
     saved: Cell<bool>,
@@ -275,7 +278,7 @@ impl Volume {
                 self.wake(waiting.into_values().flatten());
             }
             Effect::Consistent(record) => self.consistent(record),
-            Effect::Ended(record) => self.ended(record),
+            Effect::Ended(record) => self.ended(&record),
             Effect::Stopped(result) => self.engine_stopped(result),
         }
     }
@@ -485,34 +488,26 @@ impl Volume {
         self.notify(&record, WaitFor::Consistent);
     }
 
-    fn ended(self: &Rc<Self>, record: SnapshotRecord) {
+    fn ended(self: &Rc<Self>, record: &SnapshotRecord) {
         let known = self.known();
         let view = known.completing.borrow_mut().take();
         let host = known.hosts.borrow().get(&record.seq).cloned();
-        match (record.state, view) {
-            (SnapshotState::Complete, Some(view)) => {
-                known.views.borrow_mut().insert(record.seq, view.clone());
-                if let Some(host) = host {
-                    host.complete(view);
-                }
+        if let (SnapshotState::Complete, Some(view)) = (record.state, view) {
+            known.views.borrow_mut().insert(record.seq, view.clone());
+            if let Some(host) = host {
+                host.complete(view);
             }
-            _ => {
-                if let Some(host) = host {
-                    host.fail();
-                    known.hosts.borrow_mut().remove(&record.seq);
-                    executor::spawn(async move { host.retract().await }).detach();
-                }
-                let reason = record.reason.as_deref().unwrap_or("unknown");
-                tracing::warn!(
-                    volume = self.name(),
-                    snapshot = record.name,
-                    reason,
-                    "snapshot failed"
-                );
+        } else {
+            if let Some(host) = host {
+                host.fail();
+                known.hosts.borrow_mut().remove(&record.seq);
+                executor::spawn(async move { host.retract().await }).detach();
             }
+            let reason = record.reason.as_deref().unwrap_or("unknown");
+            tracing::warn!(volume = self.name(), snapshot = record.name, reason, "snapshot failed");
         }
         known.chain.borrow_mut().put(record.clone());
-        self.notify(&record, WaitFor::Complete);
+        self.notify(record, WaitFor::Complete);
     }
 
     fn notify(&self, record: &SnapshotRecord, reached: WaitFor) {
