@@ -5,7 +5,7 @@
 #   leaving     on_exit                          commands to run when the script ends, last one first
 #   cache       cache_dir, spdk_dir, lock_file
 #   hugepages   hugepages_reserve, hugepages_release, hugepages_sweep
-#   waiting     wait_until
+#   waiting     wait_until, minutes
 #
 # Messages go to standard error, so that a script's standard output stays free for its result.
 
@@ -38,10 +38,12 @@ _on_exit_run() {
 	exit "$status"
 }
 
-# on_exit COMMAND: run COMMAND when the script ends, also after Ctrl-C or a kill. Call it from the
-# script's own shell: a subshell's trap would be lost.
+# on_exit COMMAND: run COMMAND when the script ends, also after Ctrl-C or a kill. In a subshell: when that
+# ends, and only what was named in it.
 on_exit() {
-	if ((${#_on_exit_commands[@]} == 0)); then
+	if [[ ${_on_exit_shell:-} != "$BASHPID" ]]; then
+		_on_exit_shell=$BASHPID
+		_on_exit_commands=()
 		trap _on_exit_run EXIT
 		trap 'exit 130' INT
 		trap 'exit 143' TERM
@@ -88,6 +90,9 @@ lock_file() {
 }
 
 # --- waiting ---------------------------------------------------------------------------------------
+
+# minutes SECONDS: as m:ss.
+minutes() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
 # wait_until SECONDS COMMAND...: try COMMAND ten times a second until it succeeds; status 1 when it
 # does not within SECONDS.

@@ -39,6 +39,7 @@ packages_build=(
 )
 packages_rust=(libclang-dev clang)
 packages_run=(fio util-linux mount)
+packages_test=(shellcheck)
 
 # Measured on two cores, in seconds; only the estimates of the time left depend on them.
 declare -A stage_seconds=(
@@ -101,6 +102,7 @@ Afterwards 'cargo build' finds SPDK by itself.
   --check           do nothing; status 0 when everything is in place, 1 when not
   --print-spdk-dir  do the setup, then print the path of the SPDK tree on standard output
   --prune           do the setup, then remove downloads and older builds from the cache
+  --tests           install what only scripts/test.sh needs, too
   --jobs N          run N compilers at once (default: one per core, here $(nproc))
   --help            this text
 
@@ -128,6 +130,7 @@ while (($# > 0)); do
 	--check) mode=check ;;
 	--print-spdk-dir) print_dir=yes ;;
 	--prune) prune=yes ;;
+	--tests) packages_run+=("${packages_test[@]}") ;;
 	--jobs)
 		jobs=${2:-}
 		[[ $jobs =~ ^[1-9][0-9]*$ ]] || die "--jobs needs a number" "see scripts/setup.sh --help" 2
@@ -149,8 +152,6 @@ stage_pid=
 resumed=no
 
 seconds_since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%d", b - a }'; }
-
-minutes() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
 stop_stage() {
 	[[ -n $stage_pid ]] || return 0

@@ -3,6 +3,7 @@
 
     python3 tests/gate_mutations.py [name-part ...]
     python3 tests/gate_mutations.py unchanged    # just the tests, without the rest of the house
+    python3 tests/gate_mutations.py --make DIR   # just the small crate
 
 Copies the gate and its tests into a small crate of its own (in CARGO_TARGET_DIR or a temporary
 folder), so that a round compiles in seconds. Exit status 1 if a mutation survives.
@@ -182,6 +183,8 @@ def make_crate(folder):
     (folder / "Cargo.toml").write_text(CARGO.format(
         deps="\n".join(map(line, ["bytemuck", "thiserror"])), dev=line("proptest"),
         loom=line("loom")))
+    # The same versions as in the project; what is not needed drops out.
+    shutil.copyfile(ROOT / "Cargo.lock", folder / "Cargo.lock")
     (folder / "src/lib.rs").write_text("//! The gate alone.\npub mod gate;\n")
     # Not `copy`: with the old time of modification, cargo would take them for built.
     shutil.copytree(ROOT / "src/gate", folder / "src/gate", copy_function=shutil.copyfile)
@@ -214,6 +217,9 @@ def run(folder, target, test):
 
 
 def main():
+    if sys.argv[1:2] == ["--make"]:
+        make_crate(pathlib.Path(sys.argv[2]))
+        return 0
     base = os.environ.get("CARGO_TARGET_DIR")
     scratch = pathlib.Path(base or tempfile.mkdtemp()) / "gate-mutations"
     crate, target = scratch / "crate", scratch / "target"
