@@ -14,6 +14,8 @@ mod policy;
 pub mod records;
 mod snapshot;
 mod staging;
+#[cfg(test)]
+mod tests;
 
 pub use chain::{Chain, ChainError, CreatePlan};
 pub use limits::Limits;
