@@ -28,7 +28,7 @@ const UNWANTED: [&str; 13] = [
     "fuse_dispatcher",
 ];
 
-/// What SPDK's environment layer uses of DPDK; those that the tree has are linked.
+/// What SPDK's environment layer uses of DPDK, for trees that do not say; those there are linked.
 const DPDK: [&str; 22] = [
     "argparse",
     "bus_pci",
@@ -75,10 +75,20 @@ fn main() {
         }
     }
 
-    let dpdk = spdk.join("dpdk/build/lib");
+    // Newer trees say what they use of DPDK, and where it is when it is not their own.
+    let named = pkg_config_words(&lib, "spdk_dpdklibs");
+    let dpdk = named
+        .iter()
+        .find_map(|word| word.strip_prefix("-L"))
+        .map_or_else(|| spdk.join("dpdk/build/lib"), PathBuf::from);
     println!("cargo::rustc-link-search=native={}", dpdk.display());
     for name in archives(&dpdk, "librte_") {
-        if DPDK.contains(&name.as_str()) {
+        let wanted = if named.is_empty() {
+            DPDK.contains(&name.as_str())
+        } else {
+            named.contains(&format!("-lrte_{name}"))
+        };
+        if wanted {
             link_whole(&format!("rte_{name}"));
         }
     }
@@ -111,20 +121,26 @@ fn archives(dir: &Path, prefix: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// `-l` words of `spdk_syslibs.pc` where the tree has it.
-fn system_libs(lib: &Path) -> Vec<String> {
-    let pc = fs::read_to_string(lib.join("pkgconfig/spdk_syslibs.pc")).unwrap_or_default();
-    let named: BTreeSet<String> = pc
+/// Words of the `Libs` lines of one of the tree's own pkg-config files, if it has that.
+fn pkg_config_words(lib: &Path, name: &str) -> BTreeSet<String> {
+    let path = lib.join("pkgconfig").join(name).with_extension("pc");
+    fs::read_to_string(path)
+        .unwrap_or_default()
         .lines()
-        .filter(|line| line.starts_with("Libs"))
+        .filter_map(|line| line.strip_prefix("Libs"))
         .flat_map(str::split_whitespace)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What the tree's `spdk_syslibs.pc` names, else what 20.07 needs.
+fn system_libs(lib: &Path) -> Vec<String> {
+    let named: Vec<String> = pkg_config_words(lib, "spdk_syslibs")
+        .iter()
         .filter_map(|word| word.strip_prefix("-l"))
+        // Linked above, from the tree.
         .filter(|name| !name.starts_with("isal"))
         .map(str::to_owned)
         .collect();
-    if named.is_empty() {
-        SYSTEM.iter().map(|&name| name.to_owned()).collect()
-    } else {
-        named.into_iter().collect()
-    }
+    if named.is_empty() { SYSTEM.iter().map(|&name| name.to_owned()).collect() } else { named }
 }
