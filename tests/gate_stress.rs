@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use presnap::gate::{
     BlockMap, ChunkIndex, ChunkState, CopyEnd, CutPoint, Entry, Gate, Geometry, Initial, LbaRange,
@@ -20,6 +21,9 @@ const MAP_BLOCKS_PER_LBA: usize = 4;
 /// Every writer has its own device blocks in each chunk, so that the order of overlapping commands
 /// at the device does not matter. Its commands still cover the others' blocks for the gate.
 const WRITERS: usize = 3;
+
+/// One takes a millisecond when the cores are free; far more is a bug, not a load.
+const SNAPSHOT_TIME_MAX: Duration = Duration::from_secs(60);
 
 type Content = [u64; CHUNK_LBAS];
 
@@ -171,6 +175,7 @@ impl Keeper<'_> {
         thread::yield_now();
         let mut patience =
             if self.random.below(8) == 0 { self.random.below(100) } else { u64::MAX };
+        let begun = Instant::now();
         while !over || !waiting.is_empty() {
             if patience == 0 {
                 return self.give_up(&cut, taken, walk, over, before);
@@ -182,6 +187,13 @@ impl Keeper<'_> {
                     waiting.push(chunk);
                 });
             }
+            assert!(
+                begun.elapsed() < SNAPSHOT_TIME_MAX,
+                "snapshot {} hangs, walked: {over}, {} chunks left: {:?}",
+                self.done.len(),
+                waiting.len(),
+                waiting.iter().map(|&chunk| (chunk, gate.view(chunk))).take(5).collect::<Vec<_>>()
+            );
             if waiting.is_empty() {
                 continue;
             }
