@@ -70,7 +70,11 @@ pub fn find(bdev: &str) -> Option<Exported> {
             address: subsystem.listen.into_iter().next(),
             hosts: match subsystem.hosts {
                 Hosts::Any => None,
-                Hosts::Only(hosts) => Some(hosts),
+                Hosts::Only(mut hosts) => {
+                    // SPDK lists them last one first, hence the other way round after a restart.
+                    hosts.sort_unstable();
+                    Some(hosts)
+                }
             },
         })
     })
