@@ -189,10 +189,14 @@ fn limited(program: impl AsRef<std::ffi::OsStr>) -> Command {
 }
 
 fn fio_plugin() -> PathBuf {
-    let spdk = std::env::var_os("SPDK_DIR").map_or_else(|| cache_folder().join("spdk"), Into::into);
-    let plugin = spdk.join("build/fio/spdk_bdev");
+    let plugin = spdk_folder().join("build/fio/spdk_bdev");
     assert!(plugin.exists(), "no {}: run scripts/setup.sh", plugin.display());
     plugin
+}
+
+/// The SPDK that this was built with.
+pub fn spdk_folder() -> PathBuf {
+    std::env::var_os("SPDK_DIR").map_or_else(|| cache_folder().join("spdk"), Into::into)
 }
 
 fn cache_folder() -> PathBuf {

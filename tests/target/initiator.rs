@@ -30,7 +30,7 @@ const CONTROLLER_ANY: u16 = 0xffff;
 #[derive(Debug)]
 pub enum Error {
     /// The connection ended.
-    Io(io::Error),
+    Io(#[expect(dead_code, reason = "shown by Debug")] io::Error),
     /// The command ended with this status code type and status code.
     Status(u8, u8),
 }

@@ -7,8 +7,11 @@
 #![cfg(feature = "spdk")]
 
 mod agent;
+mod config;
 mod control;
 mod export;
 mod harness;
 mod harness_works;
 mod initiator;
+mod layers;
+mod removal;

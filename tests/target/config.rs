@@ -1,0 +1,215 @@
+//! Configurations: saved and loaded again, and those in configs/.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Bench, Process, Subsystem, wait_for};
+use crate::initiator::{HOST, Initiator};
+
+/// Time for volumes that came by examination.
+const COME_MAX: Duration = Duration::from_secs(20);
+
+/// What a restart has to bring back. UUIDs of bdevs below presnap are made up anew by their modules.
+fn state(target: &Process) -> Value {
+    let bdevs: Vec<Value> = target
+        .call("bdev_get_bdevs", json!({}))
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|bdev| {
+            let ours = bdev["product_name"].as_str().is_some_and(|name| name.contains("presnap"));
+            let uuid = if ours { bdev["uuid"].clone() } else { Value::Null };
+            let policy = &bdev["driver_specific"]["presnap"]["policy"];
+            json!([bdev["name"], uuid, bdev["claimed"], bdev["assigned_rate_limits"], policy])
+        })
+        .collect();
+    let mut bdevs = bdevs;
+    bdevs.sort_by_key(|bdev| bdev[0].to_string());
+    let mut stores = target.call("presnap_get_stores", json!({}));
+    for store in stores.as_array_mut().expect("a list") {
+        store["catalog"] = Value::Null;
+    }
+    // SPDK lists the hosts of a subsystem last one first, hence the other way round after a restart.
+    let mut subsystems = target.call("nvmf_get_subsystems", json!({}));
+    for subsystem in subsystems.as_array_mut().expect("a list") {
+        let hosts = subsystem["hosts"].as_array_mut().expect("a list");
+        hosts.sort_by_key(|host| host["nqn"].to_string());
+    }
+    json!({
+        "bdevs": bdevs,
+        "stores": stores,
+        "snapshots": target.call("presnap_get_snapshots", json!({})),
+        "subsystems": subsystems,
+    })
+}
+
+fn same(target: &Process, wanted: &Value, what: &str) {
+    for (key, wanted) in wanted.as_object().expect("an object") {
+        let found = state(target)[key].clone();
+        assert_eq!(&found, wanted, "{what}: {key}");
+    }
+}
+
+/// Two stores; volumes on a file, on a volume, and one that is not attached; with limits and exports.
+fn fill(bench: &Bench, target: &Process) -> (Subsystem, u16) {
+    for (name, mib) in [("m0", 32), ("m1", 32), ("s0", 256), ("s1", 256)] {
+        target.aio(name, &bench.file(&format!("{name}.img"), mib), 512);
+    }
+    target.store("st", "s0", 128);
+    target.store("zz", "s1", 64);
+    target.volume("v", "m0", "st", &json!({"copy_mbytes_per_sec": 700}));
+    target.volume("w", "v", "zz", &json!({"policy": "off"}));
+    target.volume("away", "m1", "zz", &json!({}));
+    target.call("bdev_set_qos_limit", json!({"name": "w", "rw_ios_per_sec": 20_000}));
+    target.call("presnap_set_policy", json!({"volume": "v", "policy": "off", "idle_ms": 77}));
+    for (volume, name) in [("v", "a"), ("w", "b"), ("away", "c")] {
+        target.snapshot(volume, name);
+    }
+    let served = target.serve_nvmf("w", 1);
+    let port = bench.port();
+    for (volume, name) in [("v", "a"), ("w", "b"), ("away", "c")] {
+        let params = json!({"volume": volume, "name": name, "trsvcid": port.to_string(),
+            "hosts": [HOST, format!("{HOST}-of-{volume}")]});
+        target.call("presnap_snapshot_export", params);
+    }
+    // Its snapshot stays readable, and nothing of the configuration but its store brings it back.
+    target.call("bdev_presnap_delete", json!({"name": "away"}));
+    (served, port)
+}
+
+#[test]
+fn a_saved_configuration_brings_everything_back() {
+    let bench = Bench::new();
+    let target = bench.target("first", &[]);
+    let (served, _) = fill(&bench, &target);
+    let mut host = Initiator::connect(served.ports[0], &served.nqn, HOST).expect("connected");
+    host.write(64, &[0x5a; 4096]).expect("written");
+    let wanted = state(&target);
+    let config = target.save_config();
+    let by_command = Command::new(env!("CARGO_BIN_EXE_presnap"))
+        .arg("--socket")
+        .arg(&target.socket)
+        .args(["rpc", "save_config"])
+        .output()
+        .expect("run");
+    assert!(by_command.status.success());
+    let by_command: Value = serde_json::from_slice(&by_command.stdout).expect("JSON");
+    let text = std::fs::read_to_string(&config).expect("written");
+    let (saved, config_bytes): (Value, _) =
+        (serde_json::from_str(&text).expect("JSON"), text.len());
+    assert_eq!(by_command, saved, "presnap rpc save_config");
+    target.stop();
+
+    let option = config.to_str().expect("text").to_owned();
+    let target = bench.target("clean", &["-c", &option]);
+    same(&target, &wanted, "after a stop");
+    let mut host = Initiator::connect(served.ports[0], &served.nqn, HOST).expect("connected");
+    assert_eq!(host.read(64, 8).expect("read"), [0x5a; 4096]);
+    let again = target.snapshot("v", "a2");
+    assert_eq!(again["chunks"]["required"], 1, "the stop saved what was dirty");
+    target.snapshot_delete("v", "a2");
+    target.kill();
+
+    let target = bench.target("crash", &["-c", &option]);
+    for key in ["snapshots", "subsystems"] {
+        assert_eq!(state(&target)[key], wanted[key], "after a kill");
+    }
+    let saved_again = std::fs::read_to_string(target.save_config()).expect("written");
+    assert_eq!(saved_again.len(), config_bytes, "saved again, it is as long as it was");
+    target.stop();
+
+    // Without examination, the calls alone do it.
+    let mut quiet = saved;
+    for subsystem in quiet["subsystems"].as_array_mut().expect("a list") {
+        for call in subsystem["config"].as_array_mut().into_iter().flatten() {
+            if call["method"] == "bdev_set_options" {
+                call["params"]["bdev_auto_examine"] = json!(false);
+            }
+        }
+    }
+    let path = bench.path("quiet.json");
+    std::fs::write(&path, quiet.to_string()).expect("written");
+    let target = bench.target("quiet", &["-c", path.to_str().expect("text")]);
+    for key in ["stores", "snapshots", "subsystems"] {
+        assert_eq!(state(&target)[key], wanted[key], "without examination");
+    }
+    target.stop();
+}
+
+#[test]
+fn what_a_configuration_lacks_is_awaited_and_saved_again() {
+    let bench = Bench::new();
+    let first = bench.target("first", &[]);
+    for (name, mib) in [("m0", 32), ("s0", 256)] {
+        first.aio(name, &bench.file(&format!("{name}.img"), mib), 512);
+    }
+    first.store("st", "s0", 128);
+    first.volume("v", "m0", "st", &json!({"policy": "off"}));
+    first.snapshot("v", "a");
+    first.stop();
+    let load = json!({"bdev": "s0", "name": "st"});
+    let create = json!({"name": "v", "base_bdev": "m0", "store": "st"});
+    let config = json!({"subsystems": [{"subsystem": "bdev", "config": [
+        {"method": "presnap_store_load", "params": load},
+        {"method": "bdev_presnap_create", "params": create}]}]});
+    let path = bench.path("early.json");
+    std::fs::write(&path, config.to_string()).expect("written");
+    let target = bench.target("early", &["-c", path.to_str().expect("text")]);
+    assert_eq!(target.call("presnap_get_stores", json!({})), json!([]));
+    let saved = std::fs::read_to_string(target.save_config()).expect("written");
+    for method in ["presnap_store_load", "bdev_presnap_create"] {
+        assert!(saved.contains(method), "{method} is forgotten: {saved}");
+    }
+    // Now that the target runs, what is missing is an error.
+    let error = target.try_call("presnap_store_load", load).unwrap_err();
+    assert_eq!(error.code, -19, "{error}");
+    target.aio("m0", &bench.path("m0.img"), 512);
+    target.aio("s0", &bench.path("s0.img"), 512);
+    wait_for("the volume is there", COME_MAX, || {
+        target.try_call("bdev_get_bdevs", json!({"name": "v"})).ok()
+    });
+    assert_eq!(target.get_snapshot("v", "a").expect("there")["state"], "complete");
+    target.stop();
+}
+
+/// A configuration of configs/ with its files and ports moved to this test.
+fn example(bench: &Bench, name: &str, replace: &[(&str, String)]) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(name);
+    let mut text = std::fs::read_to_string(path).expect("an example");
+    for (from, to) in replace {
+        assert!(text.contains(from), "{name} has no {from}");
+        text = text.replace(from, to);
+    }
+    let path = bench.path(name);
+    std::fs::write(&path, text).expect("written");
+    path
+}
+
+#[test]
+fn the_examples_of_files_and_remote_are_real() {
+    let bench = Bench::new();
+    for (name, mib) in [("master.img", 32), ("store.img", 256)] {
+        bench.file(name, mib);
+    }
+    let folder = bench.path("").to_str().expect("text").trim_end_matches('/').to_owned();
+    // The store is made once, as configs/README.md says.
+    let maker = bench.target("maker", &[]);
+    maker.aio("Store0", &bench.path("store.img"), 4096);
+    maker.store("store0", "Store0", 256);
+    maker.stop();
+    let port = bench.port();
+    let moved = [("/var/lib/presnap", folder), ("4420", port.to_string())];
+    let path = example(&bench, "files.json", &moved);
+    let target = bench.target("files", &["-c", path.to_str().expect("text")]);
+    let volume = json!({"name": "vol0"});
+    let found = target.call("bdev_get_bdevs", volume);
+    assert_eq!(found[0]["driver_specific"]["presnap"]["state"], "online");
+    assert_eq!(target.snapshot("vol0", "a")["state"], "complete");
+    let nqn = "nqn.2016-06.io.spdk:presnap:vol0";
+    let mut host = Initiator::connect(port, nqn, HOST).expect("connected");
+    assert_eq!(host.identify(1).expect("identified").blocks, 32 << 8, "4 KiB blocks");
+    target.stop();
+}
