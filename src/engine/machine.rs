@@ -400,7 +400,7 @@ impl Engine {
         match event {
             Event::Create(record) => self.create(now, record),
             Event::CatalogDone { step, result } => self.catalog_done(now, step, result, slots),
-            Event::CopyDone { job, result } => self.copy_done(job, result, slots),
+            Event::CopyDone { job, result } => self.copy_done(now, job, result, slots),
             Event::FlushDone(result) => self.flush_done(now, result, slots),
             Event::Parked(chunk) => self.parked(now, chunk, slots),
             Event::Abort(reason) => self.fail(reason),
@@ -556,7 +556,13 @@ impl Engine {
         Ok(())
     }
 
-    fn copy_done(&mut self, id: JobId, result: Result<Copied, String>, slots: &mut dyn SlotSpace) {
+    fn copy_done(
+        &mut self,
+        now: Micros,
+        id: JobId,
+        result: Result<Copied, String>,
+        slots: &mut dyn SlotSpace,
+    ) {
         let job = self.jobs.remove(&id).expect("each copy ends once");
         let bytes = bytes_of(self.gate.geometry(), job.chunk, job.taken);
         let counters = &mut self.counters;
@@ -613,6 +619,10 @@ impl Engine {
                     }
                     let before = self.staged.insert(chunk, staged);
                     assert!(before.is_none(), "chunk {chunk:?} was staged while being copied");
+                    if !self.gate.view(chunk).valid() {
+                        // A command that was reported before it landed is not reported again.
+                        self.policy.observe(chunk, now);
+                    }
                 }
                 Err(Some(reason)) if !stale => self.staging_failed(chunk, &reason),
                 Err(_) => {}

@@ -88,7 +88,13 @@ impl Engine {
         let map = self.gate.block_map(chunk);
         let full = self.gate.geometry().full_map(chunk);
         let (blocks, new_slot) = match self.staged.get(&chunk) {
-            Some(_) if map.is_empty() => return true,
+            Some(_) if map.is_empty() => {
+                if self.gate.in_flight(chunk) > 0 {
+                    // It will be outdated when that command lands.
+                    self.policy.observe(chunk, now);
+                }
+                return true;
+            }
             Some(staged) => match staged.content {
                 Content::Slot(_) => (map, false),
                 Content::Zero | Content::Unchanged => (full, true),
