@@ -41,7 +41,7 @@ impl BdevDevice for VolumeDevice {
     fn io_type_supported(&self, io_type: IoType) -> bool {
         match io_type {
             // A zero-copy command hands out the master's own buffer, which its user may change
-            // before the gate could know; the bdev layer emulates it with reads and writes.
+            // before the gate could know; users of zero copy fall back to reads and writes.
             IoType::Zcopy | IoType::Abort => false,
             other => self.io_types >> (other as u32) & 1 == 1,
         }
