@@ -23,7 +23,7 @@ const MAP_BLOCKS_PER_LBA: usize = 4;
 const WRITERS: usize = 3;
 
 /// One takes a millisecond when the cores are free; far more is a bug, not a load.
-const SNAPSHOT_TIME_MAX: Duration = Duration::from_secs(60);
+const SNAPSHOT_TIME_MAX: Duration = Duration::from_mins(1);
 
 type Content = [u64; CHUNK_LBAS];
 
