@@ -470,6 +470,11 @@ impl Volume {
         // The engine counts a chunk as required when it is done, or "done of required" would say
         // nothing.
         record.chunks.required = record.chunks.required.max(self.dirty_at_begin.get());
+        // The engine fills in the end before it is committed; who is told "complete" may rely on it.
+        if record.state == SnapshotState::Complete {
+            record.state = SnapshotState::Completing;
+            record.times.complete_us = 0;
+        }
         Some(record)
     }
 
