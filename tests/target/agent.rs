@@ -13,16 +13,17 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use presnap::cli::{LogLevel, ServeOptions};
 use presnap::spdk::bdev::{Desc, IoChannel};
 use presnap::spdk::dma::DmaBuf;
 use presnap::spdk::error::{Errno, IoError};
-use presnap::spdk::executor::{self, JoinHandle, join_all};
+use presnap::spdk::executor::{self, Receiver, join_all};
 use presnap::spdk::rpc::{self, RpcError};
+use presnap::spdk::thread::{self, Thread};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -48,7 +49,7 @@ fn process() {
     rpc::register("test_now", |_| async { Ok(json!(now_ns())) });
     rpc::register("test_dump", |params| async { dump(rpc::params(params)?).await });
     rpc::register("test_io", |params| async { io(rpc::params(params)?).await });
-    rpc::register("test_load_start", |params| async { load_start(&rpc::params(params)?) });
+    rpc::register("test_load_start", |params| async { load_start(rpc::params(params)?).await });
     rpc::register("test_load_stop", |params| async { load_stop(rpc::params(params)?).await });
     let options = ServeOptions {
         config: None,
@@ -140,7 +141,8 @@ struct Io {
 
 /// One command; the answer is `{ok, error, sct, sc}`.
 async fn io(params: Io) -> Result<Value, RpcError> {
-    let channel = open(&params.bdev, params.op != "read")?;
+    let writable = !matches!(params.op.as_str(), "read" | "reset");
+    let channel = open(&params.bdev, writable)?;
     let block_bytes = u64::from(channel.desc().block_bytes());
     let (at, count) = (params.offset / block_bytes, params.bytes / block_bytes);
     let result = match params.op.as_str() {
@@ -178,6 +180,8 @@ pub struct Load {
     pub name: String,
     /// Ways to the same volume; each has its own queue.
     pub bdevs: Vec<String>,
+    /// Whether each queue is on another reactor, in turn.
+    pub spread: bool,
     /// Writes under way per queue.
     pub queue_depth: usize,
     /// Log file, made by this.
@@ -193,9 +197,18 @@ pub struct Load {
 }
 
 struct Running {
-    stop: Rc<Cell<bool>>,
-    writers: Vec<JoinHandle<u64>>,
-    log: Rc<LogWriter>,
+    shared: Arc<Shared>,
+    writers: Vec<Receiver<u64>>,
+}
+
+/// What the writers of a load share.
+struct Shared {
+    stop: AtomicBool,
+    /// Next block of a fill.
+    next: AtomicU64,
+    log: LogWriter,
+    params: Load,
+    blocks: u64,
 }
 
 thread_local! {
@@ -220,14 +233,13 @@ pub struct LogEntry {
 struct LogWriter {
     file: File,
     numbers_from: u64,
-    entries: Cell<u64>,
-    failed: Cell<u64>,
+    entries: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl LogWriter {
     fn submit(&self, block: u32, count: u32) -> u64 {
-        let index = self.entries.get();
-        self.entries.set(index + 1);
+        let index = self.entries.fetch_add(1, Ordering::Relaxed);
         let number = self.numbers_from + index + 1;
         let mut bytes = [0; LOG_ENTRY_BYTES];
         bytes[..8].copy_from_slice(&number.to_le_bytes());
@@ -245,7 +257,7 @@ impl LogWriter {
     }
 }
 
-/// Reads a log, also one that is being written.
+/// Reads a log, also one that is being written: as far as it has no gap.
 pub fn read_log(path: &Path) -> Vec<LogEntry> {
     let bytes = std::fs::read(path).expect("a log");
     let entries = bytes.chunks_exact(LOG_ENTRY_BYTES).map(|entry| {
@@ -259,7 +271,7 @@ pub fn read_log(path: &Path) -> Vec<LogEntry> {
             acknowledged_ns: long(24),
         }
     });
-    entries.collect()
+    entries.take_while(|entry| entry.number != 0).collect()
 }
 
 /// xorshift64*: good enough, and the same for the same seed.
@@ -297,62 +309,73 @@ impl Area {
     }
 }
 
-fn load_start(params: &Load) -> Result<Value, RpcError> {
-    let log = File::create(&params.log).expect("a file for the log");
-    let log = Rc::new(LogWriter {
-        file: log,
+async fn load_start(params: Load) -> Result<Value, RpcError> {
+    let threads: Vec<Thread> = if params.spread {
+        // NVMe-oF's: one on each reactor.
+        let all = thread::all().await;
+        all.into_iter().filter(|thread| thread.name().contains("poll_group")).collect()
+    } else {
+        vec![Thread::app()]
+    };
+    assert!(params.spread == (threads.len() > 1), "too few threads: {threads:?}");
+    let descs: Vec<Desc> = params
+        .bdevs
+        .iter()
+        .map(|bdev| Desc::open(bdev, true, |_| {}).map_err(|error| refused(bdev, error)))
+        .collect::<Result<_, _>>()?;
+    let log = LogWriter {
+        file: File::create(&params.log).expect("a file for the log"),
         numbers_from: params.numbers_from,
-        entries: Cell::new(0),
-        failed: Cell::new(0),
-    });
-    let stop = Rc::new(Cell::new(false));
-    let next = Rc::new(Cell::new(0));
+        entries: AtomicU64::new(0),
+        failed: AtomicU64::new(0),
+    };
+    let blocks = descs[0].info().bytes() / BLOCK_BYTES as u64;
+    let name = params.name.clone();
+    let (stop, next) = (AtomicBool::new(false), AtomicU64::new(0));
+    let shared = Arc::new(Shared { stop, next, log, params, blocks });
     let mut writers = Vec::new();
-    let queues = params.bdevs.len() * params.queue_depth;
-    for (queue, bdev) in params.bdevs.iter().enumerate() {
-        let channel = open(bdev, true)?;
-        let info = channel.desc().info();
-        let blocks = info.bytes() / BLOCK_BYTES as u64;
-        for depth in 0..params.queue_depth {
-            let writer = (queue * params.queue_depth + depth) as u64;
-            let mut random = Random(params.seed ^ ((writer + 1) << 32) | 1);
-            let area = Area { writer, writers: queues as u64, half: blocks / 2 };
-            let (channel, stop, log) = (channel.clone(), Rc::clone(&stop), Rc::clone(&log));
-            let (next, fill, pause_us) = (Rc::clone(&next), params.fill, params.pause_us);
-            let mut buf = Some(buffer(WRITE_BLOCKS_MAX * BLOCK_BYTES)?);
-            writers.push(executor::spawn(async move {
-                let mut written = 0;
-                while !stop.get() {
-                    let (block, count) = if fill {
-                        let block: u64 = next.get();
-                        let count = (WRITE_BLOCKS_MAX as u64).min(blocks - block);
-                        next.set(block + count);
-                        if count == 0 {
-                            return written;
-                        }
-                        (block as u32, count as u32)
-                    } else {
-                        area.choose(&mut random)
-                    };
-                    let data = buf.take().expect("given back");
-                    let (data, good) = write_logged(&channel, &log, data, block, count).await;
-                    buf = Some(data);
-                    if !good {
-                        return written;
-                    }
-                    written += 1;
-                    if pause_us > 0 {
-                        executor::sleep(Duration::from_micros(pause_us)).await;
-                    }
-                }
-                written
-            }));
+    for (queue, desc) in descs.iter().enumerate() {
+        for depth in 0..shared.params.queue_depth {
+            let writer = (queue * shared.params.queue_depth + depth) as u64;
+            let (desc, shared) = (desc.clone(), Arc::clone(&shared));
+            let thread = threads[queue % threads.len()];
+            writers.push(executor::spawn_on(thread, move || write_on(desc, shared, writer)));
         }
     }
-    LOADS.with_borrow_mut(|loads| {
-        loads.insert(params.name.clone(), Running { stop, writers, log });
-    });
+    LOADS.with_borrow_mut(|loads| loads.insert(name, Running { shared, writers }));
     Ok(Value::Bool(true))
+}
+
+/// One writer: one write after the other, until stopped or failed.
+async fn write_on(desc: Desc, shared: Arc<Shared>, writer: u64) -> u64 {
+    let channel = desc.channel().expect("a channel");
+    let params = &shared.params;
+    let writers = (params.bdevs.len() * params.queue_depth) as u64;
+    let mut random = Random(params.seed ^ ((writer + 1) << 32) | 1);
+    let area = Area { writer, writers, half: shared.blocks / 2 };
+    let mut data = DmaBuf::zeroed(WRITE_BLOCKS_MAX * BLOCK_BYTES, 4096).expect("memory");
+    let mut written = 0;
+    while !shared.stop.load(Ordering::Relaxed) {
+        let (block, count) = if params.fill {
+            let block = shared.next.fetch_add(WRITE_BLOCKS_MAX as u64, Ordering::Relaxed);
+            if block >= shared.blocks {
+                break;
+            }
+            (block as u32, (shared.blocks - block).min(WRITE_BLOCKS_MAX as u64) as u32)
+        } else {
+            area.choose(&mut random)
+        };
+        let (back, good) = write_logged(&channel, &shared.log, data, block, count).await;
+        data = back;
+        if !good {
+            break;
+        }
+        written += 1;
+        if params.pause_us > 0 {
+            executor::sleep(Duration::from_micros(params.pause_us)).await;
+        }
+    }
+    written
 }
 
 async fn write_logged(
@@ -378,7 +401,7 @@ async fn write_logged(
         Ok(()) => log.acknowledge(number),
         Err(error) => {
             eprintln!("write {number} of {count} blocks at {block}: {error}");
-            log.failed.set(log.failed.get() + 1);
+            log.failed.fetch_add(1, Ordering::Relaxed);
         }
     }
     (data, result.is_ok())
@@ -397,8 +420,10 @@ async fn load_stop(params: Name) -> Result<Value, RpcError> {
     let running = LOADS.with_borrow_mut(|loads| loads.remove(&params.name));
     let running = running.ok_or_else(|| RpcError::invalid_params("no such load"))?;
     if !params.wait {
-        running.stop.set(true);
+        running.shared.stop.store(true, Ordering::Relaxed);
     }
-    let written: u64 = join_all(running.writers).await.into_iter().sum();
-    Ok(json!({"written": written, "failed": running.log.failed.get()}))
+    let written = join_all(running.writers).await.into_iter().sum::<Result<u64, _>>();
+    let written = written.map_err(|error| RpcError::invalid_params(error.to_string()))?;
+    let failed = running.shared.log.failed.load(Ordering::Relaxed);
+    Ok(json!({"written": written, "failed": failed}))
 }

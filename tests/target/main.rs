@@ -4,14 +4,34 @@
 //! Needs root, 4 GiB of memory that can become hugepages (the harness reserves and gives back what
 //! it uses), and what `scripts/setup.sh` builds. Tests run one at a time, in whatever way they are
 //! started: each holds a lock while it runs.
+//!
+//! Which test fails when an invariant (I1 to I8 of the design) is broken. Those marked * were
+//! seen to fail with the rule broken on purpose, as said there.
+//!
+//! | | test | broken on purpose |
+//! | --- | --- | --- |
+//! | I1 | `cut::a_completing_snapshot_reads...` * | a pending chunk's writes are not parked |
+//! | | `cut::commands_that_span_chunks...` | |
+//! | I2 | `cut::snapshots_under_nvme_tcp_load...` * | `Gate::end_copy` forgets the block map |
+//! | I3 | `cut::a_completing_snapshot_reads...` * | a pending chunk's writes are not parked |
+//! | I4 | `lifecycle::the_other_snapshots_stay...` * | a delete frees the slots that it hands over |
+//! | I5 | `restart::a_kill_under_load...` | |
+//! | I6 | `faults::a_failing_store...` * | parked commands are aborted when the snapshot fails |
+//! | I7 | `restart::a_kill_under_load...` * | every start takes the last stop for a clean one |
+//! | I8 | `lifecycle::the_other_snapshots_stay...` * | a delete frees no slots |
 #![cfg(feature = "spdk")]
 
 mod agent;
 mod config;
 mod control;
+mod cut;
 mod export;
+mod faults;
 mod harness;
 mod harness_works;
+mod history;
 mod initiator;
 mod layers;
+mod lifecycle;
 mod removal;
+mod restart;

@@ -1,0 +1,184 @@
+//! I6: trouble with the store is trouble of the snapshot, never of the volume.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::cut::{CHUNK_KIB, VOLUME_MIB, Window, Writer, assert_cut, cut, slow_down, slow_store};
+use crate::harness::{Bench, Process};
+
+/// The volume holds all its writes; the next snapshot is right, and no slot is lost.
+fn assert_well(target: &Process, writer: &Writer<'_>) {
+    let volume = target.dump("vol0");
+    let now = Window { requested_ns: writer.now_ns(), replied_ns: writer.now_ns() };
+    assert_cut("(the volume itself)", &volume, writer, &now);
+    let snapshot = target.snapshot("vol0", "next");
+    assert_eq!(snapshot["state"], "complete", "{snapshot}");
+    assert!(target.dump("vol0@next") == volume, "the next snapshot is not the volume");
+    target.check_slots();
+}
+
+/// Fails when parked commands are not woken, or woken with an error.
+#[test]
+fn writes_wait_for_a_slow_store_and_succeed() {
+    let bench = Bench::new();
+    let target = bench.agent("target", "0x1");
+    target.malloc("m0", VOLUME_MIB, 512);
+    slow_store(&target, &bench);
+    target.volume("vol0", "m0", "store0", &json!({"policy": "off"}));
+    let mut writer = Writer::fill(&bench, &target, &["vol0"]);
+    slow_down(&target, Duration::from_millis(200));
+    let (_, window) = cut(&target, &writer, "vol0", "a");
+    target.call("presnap_get_stats", json!({"reset": true}));
+    writer.start(8, 1000);
+    writer.progress(100);
+    writer.stop();
+    let stats = target.stats();
+    slow_down(&target, Duration::ZERO);
+    assert!(stats["parked"]["commands"].as_u64() > Some(0), "none waited: {stats}");
+    let longest = stats["parked"]["wait"]["max_us"].as_u64().expect("a number");
+    assert!((100_000..5_000_000).contains(&longest), "waited {longest} us: {stats}");
+    let snapshot = target.snapshot_ended("vol0", "a");
+    assert_eq!(snapshot["state"], "complete", "{snapshot}");
+    assert_cut("a", &target.dump("vol0@a"), &writer, &window);
+    assert_well(&target, &writer);
+    target.stop();
+}
+
+fn inject(target: &Process, error: &str, count: u32) {
+    let params = json!({"name": "EE_slow0", "io_type": "write", "error_type": error, "num": count});
+    target.call("bdev_error_inject_error", params);
+}
+
+/// A volume on a store that is slow and can be made to fail.
+fn failing_store(bench: &Bench) -> Process {
+    let target = bench.agent("target", "0x1");
+    target.malloc("m0", VOLUME_MIB, 512);
+    target.aio("s0", &bench.file("store", 256), 512);
+    target.call(
+        "bdev_delay_create",
+        json!({"base_bdev_name": "s0", "name": "slow0", "avg_read_latency": 0,
+            "p99_read_latency": 0, "avg_write_latency": 0, "p99_write_latency": 0}),
+    );
+    target.call("bdev_error_create", json!({"base_name": "slow0"}));
+    target.store("store0", "EE_slow0", CHUNK_KIB);
+    target.volume("vol0", "m0", "store0", &json!({"policy": "off"}));
+    target
+}
+
+/// The snapshot fails with the reason, and with it goes its bdev.
+fn assert_failed(target: &Process, name: &str) -> Value {
+    let snapshot = target.snapshot_ended("vol0", name);
+    assert_eq!(snapshot["state"], "failed", "{snapshot}");
+    let reason = snapshot["reason"].as_str().expect("a reason");
+    assert!(!reason.is_empty(), "{snapshot}");
+    target.try_dump(&format!("vol0@{name}")).expect_err("nothing is readable of it");
+    snapshot
+}
+
+/// Fails when a failed copy fails or keeps a parked command.
+#[test]
+fn a_failing_store_fails_the_snapshot_and_not_the_volume() {
+    let bench = Bench::new();
+    let target = failing_store(&bench);
+    let mut writer = Writer::fill(&bench, &target, &["vol0"]);
+    writer.start(8, 1000);
+    slow_down(&target, Duration::from_millis(50));
+    target.snapshot_cut("vol0", "a");
+    inject(&target, "failure", 10);
+    let snapshot = assert_failed(&target, "a");
+    let reason = snapshot["reason"].as_str().expect("a reason");
+    assert!(reason.contains("store"), "names the side: {reason}");
+    writer.progress(200);
+    writer.stop();
+    slow_down(&target, Duration::ZERO);
+    inject(&target, "failure", 0);
+    target.check_slots();
+    assert_well(&target, &writer);
+    target.stop();
+}
+
+/// A store that never answers: the snapshot is given up in time, and its late answers do no harm.
+///
+/// Fails when `parked_us_max` is not kept.
+#[test]
+fn a_silent_store_holds_writes_up_for_seconds_at_most() {
+    let bench = Bench::new();
+    let target = failing_store(&bench);
+    let mut writer = Writer::fill(&bench, &target, &["vol0"]);
+    slow_down(&target, Duration::from_millis(50));
+    target.snapshot_cut("vol0", "a");
+    inject(&target, "pending", 1_000_000);
+    writer.start(8, 1000);
+    let started = Instant::now();
+    // Each of the eight writers has to come back.
+    writer.progress(300);
+    let waited = started.elapsed();
+    writer.stop();
+    inject(&target, "pending", 0);
+    slow_down(&target, Duration::ZERO);
+    // The answers that never came, come.
+    let reset = target.io("EE_slow0", "reset", 0, 0, 0);
+    assert_eq!(reset["ok"], true, "{reset}");
+    assert_failed(&target, "a");
+    assert!(waited < Duration::from_secs(20), "writes waited {waited:?}");
+    assert_well(&target, &writer);
+    target.stop();
+}
+
+/// Two snapshots that both find enough room and then together do not.
+#[test]
+fn a_full_store_fails_the_snapshot_and_not_the_volume() {
+    let bench = Bench::new();
+    let target = bench.agent("target", "0x1");
+    for name in ["m0", "m1"] {
+        target.malloc(name, VOLUME_MIB, 512);
+    }
+    target.aio("s0", &bench.file("store", 128), 512);
+    target.store("store0", "s0", CHUNK_KIB);
+    let slots = || target.call("presnap_get_stores", json!({}))[0]["slots"].clone();
+    let total = slots()["total"].as_u64().expect("a count");
+    let off = json!({"policy": "off"});
+    target.volume("vol0", "m0", "store0", &off);
+    target.volume("vol1", "m1", "store0", &off);
+    let mut writer = Writer::fill(&bench, &target, &["vol0"]);
+    let mut other = Writer::fill(&bench, &target, &["vol1"]);
+    // Snapshots of everything until one more would not fit.
+    let mut taken = 0;
+    while slots()["free"].as_u64() >= Some(1024) {
+        target.snapshot("vol1", &format!("fill{taken}"));
+        other.start(1, 0);
+        other.stop();
+        // Rewrites each chunk.
+        for chunk in 0..512 {
+            target.io("vol1", "write", chunk * u64::from(CHUNK_KIB) * 1024, 512, 1);
+        }
+        taken += 1;
+    }
+    let free = slots()["free"].as_u64().expect("a count");
+    assert!((512..1024).contains(&free), "{free} of {total} slots are free");
+    let slow = json!({"volume": "vol0", "copy_mbytes_per_sec": 40});
+    target.call("presnap_set_policy", slow);
+    target.snapshot_cut("vol0", "a");
+    writer.start(2, 1000);
+    let second = target.try_call("presnap_snapshot_create", json!({"volume": "vol1", "name": "b"}));
+    target.call("presnap_set_policy", json!({"volume": "vol0", "copy_mbytes_per_sec": 0}));
+    let first = target.snapshot_ended("vol0", "a");
+    writer.stop();
+    // Which of the two lost is not said, and both may; who did was told why.
+    if let Err(error) = second {
+        assert_eq!(error.code, -28, "{error}");
+    } else {
+        assert_eq!(first["state"], "failed", "{first}");
+        let reason = first["reason"].as_str().expect("a reason");
+        assert!(reason.contains("free slots"), "{reason}");
+    }
+    target.check_slots();
+    for (volume, name) in [("vol0", "a"), ("vol1", "b")] {
+        if target.get_snapshot(volume, name).is_some() {
+            target.snapshot_delete(volume, name);
+        }
+    }
+    assert_well(&target, &writer);
+    target.stop();
+}
