@@ -1,10 +1,10 @@
 //! Long random histories of the gate on one thread, beside a naive model of it and of the devices.
 //!
 //! Interleaving is modelled by what the operations leave open: a command lands partly when it
-//! enters and partly when it leaves, a copy reads partly when it begins and partly when it ends, and
-//! anything may happen in between. Every block has the number of the command that wrote it last, so
-//! that a wrong snapshot cannot look right. After every step the gate's view of each chunk must
-//! equal the model's, and `self_check` must hold.
+//! enters and partly when it leaves, a copy reads partly when it begins and partly when it ends,
+//! and anything may happen in between. Every block has the number of the command that wrote it
+//! last, so that a wrong snapshot cannot look right. After every step the gate's view of each
+//! chunk must equal the model's, and `self_check` must hold.
 #![cfg(not(loom))]
 
 use std::collections::BTreeMap;
@@ -526,8 +526,10 @@ fn chunks() -> impl Strategy<Value = u32> {
 
 fn op() -> impl Strategy<Value = Op> {
     let enter = (chunks(), 0..CHUNK_LBAS, prop_oneof![9 => 1u64..9, 2 => 9u64..150], any::<u64>());
+    let enter =
+        enter.prop_map(|(chunk, first, count, lands)| Op::Enter { chunk, first, count, lands });
     prop_oneof![
-        12 => enter.prop_map(|(chunk, first, count, lands)| Op::Enter { chunk, first, count, lands }),
+        12 => enter,
         12 => any::<usize>().prop_map(Op::Leave),
         8 => (chunks(), any::<u64>()).prop_map(|(chunk, reads)| Op::BeginCopy { chunk, reads }),
         10 => (any::<usize>(), prop::bool::weighted(0.8))

@@ -1,7 +1,8 @@
-//! The gate with real threads on real memory: writers of one, two and three chunks against an engine
-//! that stages, refreshes, fails copies, cuts, preserves, adopts and gives up. What every complete
-//! snapshot contains is compared with the writers' own logs: each block has the newest write numbered
-//! below the cut. `GATE_SNAPSHOTS` makes it longer; `GATE_SEED` repeats the choices (not the timing).
+//! The gate with real threads on real memory: writers of one, two and three chunks against an
+//! engine that stages, refreshes, fails copies, cuts, preserves, adopts and gives up. What every
+//! complete snapshot contains is compared with the writers' own logs: each block has the newest
+//! write numbered below the cut. `GATE_SNAPSHOTS` makes it longer; `GATE_SEED` repeats the choices
+//! (not the timing).
 #![cfg(not(loom))]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

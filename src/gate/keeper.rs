@@ -305,8 +305,8 @@ impl Gate {
             if pending {
                 next = seen.drained(now);
             } else if seen.epoch() < now.epoch {
-                // Dirty since before a cut that is over: dirty in this epoch. Its bit may be missing
-                // (rule 2); what is staged must be walked.
+                // Dirty since before a cut that is over: dirty in this epoch. Its bit may be
+                // missing (rule 2); what is staged must be walked.
                 self.index.set(now.epoch, chunk);
                 next = next.at(now.epoch);
             }

@@ -13,16 +13,16 @@
 //! ```text
 //! older epoch, clean      not modified since an older cut; the next writer just takes it over
 //! this epoch, clean       handed to the completing snapshot, not modified since
-//! this epoch, dirty       modified since the cut (or found so); STAGED: a slot holds a copy that is
-//!                         right except for the mapped blocks; STAGING: a copy is running
+//! this epoch, dirty       modified since the cut (or found so); STAGED: a slot holds a copy that
+//!                         is right except for the mapped blocks; STAGING: a copy is running
 //! older epoch, dirty      no cut active: as `this epoch, dirty`
 //!                         cut active: required and *pending*; writers are parked
 //! ```
 //!
 //! # Rules, and who proves them (`tests/loom_gate.rs`, `tests/gate_model.rs`)
 //! 1. A command counts itself in on all its chunks, *then* draws its operation number from the
-//!    clock, which tells in the same instruction whether the epoch still holds. If not, it takes its
-//!    counts back and starts again. So a cut sees every command on its old side, in all chunks.
+//!    clock, which tells in the same instruction whether the epoch still holds. If not, it takes
+//!    its counts back and starts again. So a cut sees every command on its old side, in all chunks.
 //! 2. A backed-out command was never forwarded. What it leaves behind is harmless: a count for a
 //!    moment (engine operations keep counts or try again), and a dirty flag or index bit in vain
 //!    (a copy too many, of data that equals what older snapshots hold).
@@ -30,8 +30,9 @@
 //!    compare-and-swap that fails if a copy begins in between. So a copy either began after the
 //!    command had landed, or ends with the command's blocks mapped or the command still counted.
 //!    Bits at entry would add nothing: while the command is in flight, its count stops adoption.
-//! 4. A copy is adopted only with an empty map and nobody of the old side in flight, and no new-epoch
-//!    writer gets past a pending chunk. So an adopted copy is the chunk as it was at the cut.
+//! 4. A copy is adopted only with an empty map and nobody of the old side in flight, and no
+//!    new-epoch writer gets past a pending chunk. So an adopted copy is the chunk as it was at the
+//!    cut.
 //! 5. The index bit is set before the word turns dirty.
 #![forbid(unsafe_code)]
 

@@ -15,9 +15,9 @@ pub(super) const STAGED: u64 = 1 << 2;
 /// The first writer of this word's epoch gave the chunk's slot to the snapshot on its way in. Gone
 /// with the word's epoch.
 pub(super) const ADOPTED: u64 = 1 << 3;
-/// The old side's commands have left this pending chunk: the engine saw it idle after the cut. Counts
-/// that show later are of commands that slept through the cut and will back out. Gone with the word's
-/// epoch, so never on a chunk of the present one.
+/// The old side's commands have left this pending chunk: the engine saw it idle after the cut.
+/// Counts that show later are of commands that slept through the cut and will back out. Gone with
+/// the word's epoch, so never on a chunk of the present one.
 pub(super) const DRAINED: u64 = 1 << 4;
 /// Flags that mean "a leaving command must say which blocks it changed".
 pub(super) const COPY: u64 = STAGING | STAGED;
@@ -75,9 +75,9 @@ impl Word {
     }
 
     /// A pending chunk that has drained, noted. It moves to the epoch that the snapshot ended,
-    /// whatever older one it was: a writer of that epoch that slept through the cut does not move it
-    /// any more, and one that is still about to adopt for an earlier snapshot, a given-up one, finds
-    /// it not older than its own.
+    /// whatever older one it was: a writer of that epoch that slept through the cut does not move
+    /// it any more, and one that is still about to adopt for an earlier snapshot, a given-up one,
+    /// finds it not older than its own.
     pub fn drained(self, now: Now) -> Self {
         self.at(Epoch(now.epoch.0 - 1)).with(DRAINED)
     }
