@@ -4,6 +4,7 @@
 #   messages    log, warn, die
 #   leaving     on_exit                          commands to run when the script ends, last one first
 #   cache       cache_dir, spdk_dir, lock_file
+#   cargo       cargo_target
 #   hugepages   hugepages_reserve, hugepages_release, hugepages_sweep
 #   waiting     wait_until, minutes
 #
@@ -87,6 +88,48 @@ lock_file() {
 			die "another run held $file for $seconds s" "end process ${holder:-that holds it}, then run this again"
 	fi
 	printf '%s\n' "$$" >"$file.holder"
+}
+
+# --- cargo ---------------------------------------------------------------------------------------
+
+# Builds of dependencies, in all variants, take a quarter of this.
+_cargo_target_mib_max=8192
+
+# cargo_target: sets CARGO_TARGET_DIR to the folder that cargo builds into, and keeps other scripts out of it
+# until this one ends. Kept in the cache, so that a fresh clone need not compile what is not
+# the project's. cargo tells old from new by time stamps, and gives what it makes names without the path: a
+# clone of another commit, or of another moment, would pass for this one. So what was made of the project's
+# own crates is forgotten, unless it is known to be of this very tree in this place with this very SPDK.
+cargo_target() {
+	local version tree
+	export CARGO_TARGET_DIR
+	if [[ -n ${CARGO_TARGET_DIR:-} ]]; then
+		CARGO_TARGET_DIR=$(realpath -ms -- "$CARGO_TARGET_DIR")
+		return 0
+	fi
+	version=$(rustc --version --verbose | sha256sum | cut -c 1-12)
+	CARGO_TARGET_DIR=$(cache_dir)/target-$version
+	mkdir -p "$CARGO_TARGET_DIR"
+	lock_file "$CARGO_TARGET_DIR/presnap.lock" 5400
+	if (($(du -sm "$CARGO_TARGET_DIR" | cut -f 1) > _cargo_target_mib_max)); then
+		log "more than $_cargo_target_mib_max MiB of older builds in $CARGO_TARGET_DIR: removing them"
+		find "$CARGO_TARGET_DIR" -mindepth 1 -maxdepth 1 ! -name 'presnap.*' -exec rm -rf {} +
+	fi
+	# A fresh clone has no use for the pieces of the build before.
+	export CARGO_INCREMENTAL=0
+	tree=$(
+		{
+			pwd
+			realpath -m -- "$(spdk_dir)"
+			find . \( -path ./target -o -path ./.git \) -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
+		} | sha256sum
+	)
+	if [[ $(cat "$CARGO_TARGET_DIR/presnap.tree" 2>/dev/null) != "$tree" ]]; then
+		rm -f "$CARGO_TARGET_DIR/presnap.tree"
+		find "$CARGO_TARGET_DIR" -type d -path '*/.fingerprint/*' \( -name 'presnap-*' -o -name 'spdk-sys-*' \) \
+			-prune -exec rm -rf {} +
+		printf '%s\n' "$tree" >"$CARGO_TARGET_DIR/presnap.tree"
+	fi
 }
 
 # --- waiting ---------------------------------------------------------------------------------------

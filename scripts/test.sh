@@ -18,8 +18,6 @@ cd "$scripts_dir/.."
 
 # A stage that takes longer than this hangs: with an empty cache the longest takes a third of it.
 stage_seconds_max=1500
-# Builds of dependencies, in all variants, take a quarter of this.
-target_mib_max=8192
 # Two compilers: linking a program with SPDK in it takes 1 GiB, and others may use the machine.
 jobs=2
 
@@ -198,42 +196,6 @@ run_stage() {
 
 # --- building --------------------------------------------------------------------------------------
 
-# The folder that cargo builds into. Kept in the cache, so that a fresh clone need not compile what is not
-# the project's. cargo tells old from new by time stamps, and gives what it makes names without the path: a
-# clone of another commit, or of another moment, would pass for this one. So what was made of the project's
-# own crates is forgotten, unless it is known to be of this very tree in this place with this very SPDK.
-prepare_target() {
-	local version tree
-	export CARGO_TARGET_DIR
-	if [[ -n ${CARGO_TARGET_DIR:-} ]]; then
-		CARGO_TARGET_DIR=$(realpath -ms -- "$CARGO_TARGET_DIR")
-		return 0
-	fi
-	version=$(rustc --version --verbose | sha256sum | cut -c 1-12)
-	CARGO_TARGET_DIR=$(cache_dir)/target-$version
-	mkdir -p "$CARGO_TARGET_DIR"
-	lock_file "$CARGO_TARGET_DIR/presnap.lock" 5400
-	if (($(du -sm "$CARGO_TARGET_DIR" | cut -f 1) > target_mib_max)); then
-		log "more than $target_mib_max MiB of older builds in $CARGO_TARGET_DIR: removing them"
-		find "$CARGO_TARGET_DIR" -mindepth 1 -maxdepth 1 ! -name 'presnap.*' -exec rm -rf {} +
-	fi
-	# A fresh clone has no use for the pieces of the build before.
-	export CARGO_INCREMENTAL=0
-	tree=$(
-		{
-			pwd
-			realpath -m -- "$(spdk_dir)"
-			find . \( -path ./target -o -path ./.git \) -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
-		} | sha256sum
-	)
-	if [[ $(cat "$CARGO_TARGET_DIR/presnap.tree" 2>/dev/null) != "$tree" ]]; then
-		rm -f "$CARGO_TARGET_DIR/presnap.tree"
-		find "$CARGO_TARGET_DIR" -type d -path '*/.fingerprint/*' \( -name 'presnap-*' -o -name 'spdk-sys-*' \) \
-			-prune -exec rm -rf {} +
-		printf '%s\n' "$tree" >"$CARGO_TARGET_DIR/presnap.tree"
-	fi
-}
-
 have_nextest() { cargo nextest --version >/dev/null 2>&1; }
 
 # run_tests THREADS ARGUMENT...: with nextest each test is a process of its own, and one that hangs is ended.
@@ -328,7 +290,7 @@ rm -f "$logs"/*.log
 ulimit -c 0
 
 if [[ " ${chosen[*]} " == *" setup "* ]]; then run_stage setup; fi
-prepare_target
+cargo_target
 for name in "${chosen[@]}"; do
 	[[ $name == setup ]] || run_stage "$name"
 done
