@@ -202,6 +202,20 @@ fn epochs_outlive_the_clocks_seven_bits() {
 }
 
 #[test]
+fn prefault_changes_nothing_and_ends() {
+    let gate = gate(1000, Initial::AllDirty);
+    let _ = stage(&gate, C0);
+    write(&gate, blocks(0, 3, 1));
+    let (mut next, mut steps) = (Some(C0), 0);
+    while let Some(first) = next {
+        (next, steps) = (gate.prefault(first, 300), steps + 1);
+    }
+    assert_eq!(steps, 4);
+    assert_eq!(gate.block_map(C0), BlockMap(1 << 3));
+    assert_eq!(gate.prefault(ChunkIndex(999), u32::MAX), None);
+}
+
+#[test]
 fn a_huge_volume_costs_address_space_only() {
     let geometry = Geometry::new(256 << 10, 512, 1 << 35).unwrap();
     let gate = Gate::new(geometry, Initial::AllDirty, OperationNumber(0)).unwrap();

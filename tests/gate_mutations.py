@@ -30,7 +30,7 @@ MUTATIONS = [
      "self.clock.fetch_add(ONE, Ordering::AcqRel)", "self.clock.fetch_add(ONE, Ordering::Acquire)",
      "loom:walk_finds"),
     ("rule 1: a refused command keeps the counts of the chunks it passed", "foreground.rs",
-     "self.back_out(*chunks.start()..index);", "", "basic model"),
+     "self.back_out(chunks.start..index);", "", "basic model"),
     ("rule 2: resolving forgets the counts of commands that back out", "keeper.rs",
      "seen.at(now.epoch).without(DIRTY | COPY)",
      "seen.at(now.epoch).without(DIRTY | COPY | 0xffff_0000)", "loom:one_side"),
@@ -40,16 +40,14 @@ MUTATIONS = [
     ("rule 3: bits after the count", "foreground.rs",
      """                if seen.has(COPY) {
                     // Rule 3: the bits before the count, and again if a copy began meanwhile.
-                    let blocks = self.geometry.blocks(chunk, range);
-                    self.map(chunk).fetch_or(blocks.0, Ordering::AcqRel);
+                    self.map_blocks(chunk, range);
                 }
                 match word.replace(seen, Word(seen.0 - ONE)) {
                     Ok(()) => break,""",
      """                match word.replace(seen, Word(seen.0 - ONE)) {
                     Ok(()) => {
                         if seen.has(COPY) {
-                            let blocks = self.geometry.blocks(chunk, range);
-                            self.map(chunk).fetch_or(blocks.0, Ordering::AcqRel);
+                            self.map_blocks(chunk, range);
                         }
                         break;
                     }""",
@@ -63,7 +61,7 @@ MUTATIONS = [
         }
     }
 
-    /// Where""",
+    /// Not""",
      """                seen = word.load();
                 word.count_down();
                 break;
@@ -71,7 +69,7 @@ MUTATIONS = [
         }
     }
 
-    /// Where""",
+    /// Not""",
      "loom:never_stale"),
     ("rule 3: the map is taken before STAGING is set", "keeper.rs",
      """        let mut seen = word.load();

@@ -12,6 +12,7 @@
 
 use std::hint::black_box;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use presnap::gate::{ChunkIndex, Entry, Gate, Geometry, Initial, LbaRange, OperationNumber};
@@ -41,7 +42,7 @@ fn report(what: &str, rounds: u64, mut once: impl FnMut(u64)) {
         .map(|_| {
             let start = Instant::now();
             once(rounds);
-            start.elapsed().as_secs_f64() * 1e9 / rounds as f64
+            start.elapsed().as_nanos() as f64 / rounds as f64
         })
         .collect();
     ns.sort_by(f64::total_cmp);
@@ -59,6 +60,14 @@ fn random(state: &mut u64) -> u64 {
 #[ignore = "a measurement"]
 fn one_thread() {
     let gate = gate(1 << 20);
+    let atomics = [const { AtomicU64::new(0) }; 2];
+    report("  three uncontended locked additions alone", 2_000_000, |rounds| {
+        (0..rounds).for_each(|_| {
+            for atomic in [0, 1, 0] {
+                black_box(&atomics)[atomic].fetch_add(1, Ordering::AcqRel);
+            }
+        });
+    });
     let one = LbaRange::new(CHUNK_LBAS * 3 + 5, 1);
     report("enter + leave, one chunk", 2_000_000, |rounds| {
         (0..rounds).for_each(|_| write(&gate, one));
@@ -120,6 +129,11 @@ fn huge_volume() {
             write(&gate, LbaRange::new(random(&mut state) % HUGE_CHUNKS * CHUNK_LBAS, 1));
         });
     });
+    let (start, mut next) = (Instant::now(), Some(ChunkIndex(0)));
+    while let Some(first) = next {
+        next = gate.prefault(first, 1 << 16);
+    }
+    println!("{:52} {:8.1} ms", "prefault, present already", start.elapsed().as_secs_f64() * 1e3);
     let start = Instant::now();
     let cut = gate.cut().expect("the first");
     let cut_ns = start.elapsed().as_nanos();

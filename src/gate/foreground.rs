@@ -71,7 +71,7 @@ impl Gate {
             for index in chunks.clone() {
                 let chunk = ChunkIndex(index);
                 let Err(refusal) = self.admit(chunk, now) else { continue };
-                self.back_out(*chunks.start()..index);
+                self.back_out(chunks.start..index);
                 return match refusal {
                     Refusal::EpochOver => continue 'again,
                     Refusal::Pending => Entry::Parked { chunk },
@@ -82,7 +82,7 @@ impl Gate {
             if let Some(operation) = self.clock.take(now.epoch) {
                 return Entry::Entered { operation, epoch: now.epoch };
             }
-            self.back_out(*chunks.start()..*chunks.end() + 1);
+            self.back_out(chunks.clone());
         }
     }
 
@@ -155,8 +155,7 @@ impl Gate {
                 assert!(!seen.is_idle(), "{chunk}: a command left that had not entered");
                 if seen.has(COPY) {
                     // Rule 3: the bits before the count, and again if a copy began meanwhile.
-                    let blocks = self.geometry.blocks(chunk, range);
-                    self.map(chunk).fetch_or(blocks.0, Ordering::AcqRel);
+                    self.map_blocks(chunk, range);
                 }
                 match word.replace(seen, Word(seen.0 - ONE)) {
                     Ok(()) => break,
@@ -164,6 +163,13 @@ impl Gate {
                 }
             }
         }
+    }
+
+    /// Not inline: it would cost registers in the path without a copy.
+    #[inline(never)]
+    fn map_blocks(&self, chunk: ChunkIndex, range: LbaRange) {
+        let blocks = self.geometry.blocks(chunk, range);
+        self.map(chunk).fetch_or(blocks.0, Ordering::AcqRel);
     }
 
     /// Where to read `chunk` for the snapshot that ended `old_epoch`, when its map does not have

@@ -4,7 +4,7 @@
 //! block is an *lba* here, so that the two cannot be confused.
 
 use std::fmt;
-use std::ops::{BitOr, BitOrAssign, RangeInclusive};
+use std::ops::{BitOr, BitOrAssign, Range};
 
 /// Smallest chunk in bytes: below it the tables outgrow the benefit.
 pub const CHUNK_BYTES_MIN: u32 = 64 << 10;
@@ -224,8 +224,9 @@ impl Geometry {
     }
 
     /// Numbers of the chunks that `range` touches. `range` is inside the volume.
-    pub const fn chunks(&self, range: LbaRange) -> RangeInclusive<u32> {
-        self.chunk_of(range.lba).0..=self.chunk_of(range.lba + (range.count - 1)).0
+    pub const fn chunks(&self, range: LbaRange) -> Range<u32> {
+        // The last chunk's number is below the count of chunks, which is a u32.
+        self.chunk_of(range.lba).0..self.chunk_of(range.lba + (range.count - 1)).0 + 1
     }
 
     /// Blocks of `chunk` that `range` touches, rounded outwards.
