@@ -215,6 +215,13 @@ fn prefault_changes_nothing_and_ends() {
     assert_eq!(gate.prefault(ChunkIndex(999), u32::MAX), None);
 }
 
+/// Resident memory of this process in KiB.
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or("VmRSS: 0 kB");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
 #[test]
 fn a_huge_volume_costs_address_space_only() {
     let geometry = Geometry::new(256 << 10, 512, 1 << 35).unwrap();
@@ -222,8 +229,10 @@ fn a_huge_volume_costs_address_space_only() {
     let last = LbaRange::new((1 << 35) - 1, 1);
     write(&gate, last);
     assert!(gate.is_dirty(ChunkIndex((1 << 26) - 1)));
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or("VmRSS: 0 kB");
-    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    assert!(kib < 200 << 10, "{line}");
+    let before = resident_kib();
+    assert!(before < 200 << 10, "{before} KiB");
+    // 64 MiB of the table's 1 GiB.
+    assert_eq!(gate.prefault(C0, 4 << 20), Some(ChunkIndex(4 << 20)));
+    let after = resident_kib();
+    assert!(before == 0 || after > before + (60 << 10), "{before} KiB, then {after} KiB");
 }

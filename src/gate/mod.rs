@@ -188,8 +188,14 @@ impl Gate {
         let end = first.0.saturating_add(chunks_max).min(self.geometry.chunk_count());
         // A page of 4 KiB has 256 chunks; the table's start need not be a page's.
         for chunk in (first.0..end).step_by(128) {
-            // A write that changes nothing: a read would map the shared zero page only.
-            self.map(ChunkIndex(chunk)).fetch_or(0, Ordering::Relaxed);
+            // A write that changes nothing: a read would map the shared zero page only, and that is
+            // what the compiler makes of `fetch_or(0)`. If the map is not zero, the page is there.
+            let _ = self.map(ChunkIndex(chunk)).compare_exchange(
+                0,
+                0,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
         }
         (end < self.geometry.chunk_count()).then_some(ChunkIndex(end))
     }
