@@ -22,6 +22,7 @@ use super::records::{
 };
 use super::snapshot::Snapshot;
 use super::staging::Sweep;
+use super::stop::StopPhase;
 use crate::gate::{BlockMap, ChunkIndex, CopyEnd, Epoch, Gate, Geometry, OperationNumber};
 
 /// Copies under way at once for a snapshot: enough to keep two NVMe devices busy with 256 KiB
@@ -93,18 +94,6 @@ pub enum Purpose {
     Complete,
     /// For the snapshot under way; a foreground command waits.
     Preserve,
-}
-
-/// How far a clean stop has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StopPhase {
-    No,
-    /// Waits for copies and the snapshot under way.
-    Asked,
-    /// Staged copies are made durable.
-    Flush,
-    /// What there is to save was sent, or there is nothing; nothing begins any more.
-    Done,
 }
 
 #[derive(Debug)]
@@ -215,13 +204,13 @@ pub struct Engine {
     pub(super) sweep: Option<Sweep>,
     /// Which chunks changed since the newest complete snapshot is not known (unclean stop): full
     /// copies are compared with it.
-    compare: bool,
+    pub(super) compare: bool,
     /// Every chunk that the gate calls dirty was written since the newest complete snapshot.
     exact: bool,
     pub(super) staging_off: Option<String>,
     pub(super) staging_error_run: u32,
     pub(super) store_gone: Option<String>,
-    stop: StopPhase,
+    pub(super) stop: StopPhase,
     /// A create that came while the one before was still being cleared away.
     pub(super) deferred: Option<SnapshotRecord>,
     /// Slots of failed snapshots whose failure could not be recorded.
@@ -457,7 +446,7 @@ impl Engine {
         self.drop_all_staged(slots);
     }
 
-    fn drop_all_staged(&mut self, slots: &mut dyn SlotSpace) {
+    pub(super) fn drop_all_staged(&mut self, slots: &mut dyn SlotSpace) {
         for (chunk, staged) in std::mem::take(&mut self.staged) {
             let _ = self.gate.drop_staged(chunk);
             release(staged.content, slots);
@@ -630,77 +619,7 @@ impl Engine {
         }
     }
 
-    // ---- stopping -----------------------------------------------------------------------------
-
-    fn prepare_stop(&mut self) {
-        if !self.jobs.is_empty() {
-            return;
-        }
-        if let Some(reason) = &self.store_gone {
-            self.effects.push_back(Effect::Stopped(Err(reason.clone())));
-            self.stop = StopPhase::Done;
-            return;
-        }
-        if self.compare {
-            // Which chunks are dirty is still not known: leave the volume marked as in use, so
-            // that the next start compares as this one did.
-            self.effects.push_back(Effect::Stopped(Ok(())));
-            self.stop = StopPhase::Done;
-            return;
-        }
-        // A copy must be durable before anything says that it may be trusted: power may go while
-        // the catalog's own pages are on their way.
-        self.stop = StopPhase::Flush;
-        self.effects.push_back(Effect::FlushStore);
-    }
-
-    /// The flush before the close has ended. If it failed, no staged copy is to be trusted; the
-    /// dirty set is still right.
-    pub(super) fn flushed_to_stop(&mut self, durable: bool, slots: &mut dyn SlotSpace) {
-        assert!(self.stop == StopPhase::Flush, "a flush ended that nobody asked for");
-        self.stop = StopPhase::Done;
-        if !durable {
-            self.drop_all_staged(slots);
-        }
-        let mut staged: Vec<StagedRecord> = Vec::with_capacity(self.staged.len());
-        for (&chunk, copy) in &self.staged {
-            let slot = match copy.content {
-                Content::Slot(slot) => Some(slot),
-                Content::Zero => None,
-                Content::Unchanged => continue,
-            };
-            staged.push(StagedRecord {
-                chunk,
-                operation_number: copy.operation_number,
-                slot,
-                block_map: self.gate.block_map(chunk).0,
-                block_crcs: copy.block_crcs.clone(),
-            });
-        }
-        staged.sort_unstable_by_key(|record| record.chunk);
-        self.effects.push_back(Effect::Catalog {
-            step: CatalogStep::Close,
-            request: CatalogRequest::CloseVolume {
-                volume: self.volume,
-                operation_number: self.gate.next_operation(),
-                dirty_words: self.dirty_words(),
-                staged,
-            },
-        });
-    }
-
-    fn dirty_words(&self) -> Vec<(u32, u64)> {
-        let mut words: Vec<(u32, u64)> = Vec::new();
-        let mut walk = self.gate.dirty_walk(self.gate.epoch());
-        self.gate.peek_dirty(&mut walk, usize::MAX, |chunk| {
-            let (word, bit) = (chunk.0 / 64, 1 << (chunk.0 % 64));
-            match words.last_mut() {
-                Some((last, bits)) if *last == word => *bits |= bit,
-                _ => words.push((word, bit)),
-            }
-        });
-        words
-    }
+    // ---- answers of the catalog --------------------------------------------------------------
 
     fn catalog_done(
         &mut self,

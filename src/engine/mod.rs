@@ -14,6 +14,7 @@ mod policy;
 pub mod records;
 mod snapshot;
 mod staging;
+mod stop;
 #[cfg(test)]
 mod tests;
 

@@ -134,10 +134,11 @@ impl StoreDisk {
         });
     }
 
-    /// The device after a power cut.
-    pub fn crash(&self, mode: CrashMode) -> StoreDisk {
+    /// The device after a power cut. Catalog and slots each in their own way: what is likely to
+    /// hurt is one of them whole and the other lost.
+    pub fn crash(&self, catalog: CrashMode, slots_mode: CrashMode) -> StoreDisk {
         let slots = self.lock();
-        let image = match mode {
+        let image = match slots_mode {
             CrashMode::LoseAll => slots.durable.clone(),
             CrashMode::KeepAll => slots.live.clone(),
             CrashMode::Scramble { seed } => {
@@ -155,7 +156,7 @@ impl StoreDisk {
         let slots =
             Slots { live: image.clone(), durable: image, unflushed: BTreeMap::new(), writes: 0 };
         StoreDisk {
-            catalog: self.catalog.crash(mode),
+            catalog: self.catalog.crash(catalog),
             slot_tags: self.slot_tags,
             slots: Mutex::new(slots),
         }

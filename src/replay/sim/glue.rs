@@ -209,11 +209,14 @@ impl World {
 
     pub fn catalog_run(&mut self) {
         let store_gone = self.node().store_gone;
-        let cut_per_mille = self.swarm.catalog_cut_per_mille;
-        let stop = if store_gone { None } else { self.plan_catalog_fault(cut_per_mille) };
         let node = self.node();
         let job = node.catalog_queue.front().expect("queued");
         let (origin, request) = (job.origin.clone(), job.request.clone());
+        // Stops are rare, and what they promise is much.
+        let factor = if matches!(request, CatalogRequest::CloseVolume { .. }) { 5 } else { 1 };
+        let cut_per_mille = self.swarm.catalog_cut_per_mille * factor;
+        let stop = if store_gone { None } else { self.plan_catalog_fault(cut_per_mille) };
+        let node = self.node();
         let result = node.catalog.execute(request.clone());
         trace!(self, "catalog {origin:?}: {result:?}");
         let powerless = !store_gone && self.is_powerless(stop);

@@ -290,8 +290,8 @@ impl World {
         drop(node);
         self.begin_anew();
         if store_gone {
-            let mode = crash_mode(self);
-            self.store = Arc::new(self.store.crash(mode));
+            let modes = [crash_mode(self), crash_mode(self)];
+            self.store = Arc::new(self.store.crash(modes[0], modes[1]));
         }
     }
 
@@ -334,9 +334,9 @@ impl World {
         if mode.is_none() {
             self.master.crash(&mut self.random);
         }
-        let mode = mode.unwrap_or_else(|| crash_mode(self));
-        trace!(self, "power cut, {mode:?}");
-        let crashed = Arc::new(self.store.crash(mode));
+        let modes = [(); 2].map(|()| mode.unwrap_or_else(|| crash_mode(self)));
+        trace!(self, "power cut, {modes:?}");
+        let crashed = Arc::new(self.store.crash(modes[0], modes[1]));
         self.store.catalog.stop_at(0);
         self.node = None;
         self.store = crashed;
