@@ -60,13 +60,22 @@ pub async fn create_store(
     force: bool,
 ) -> Result<Rc<StoreHost>, Failure> {
     let world = world();
+    let turn = world.turn(bdev).await;
+    if force
+        && !world.started.get()
+        && let Some(old) = world.store_on(bdev)
+    {
+        // A configuration that formats at each start: the store of the last one was loaded when its
+        // bdev came, before anyone could say that it is to go.
+        check_unused(&old)?;
+        old.close().await;
+    }
     if world.stores.borrow().contains_key(name) {
         return Err(Failure::new(
             Sort::Exists,
             format!("a store named '{name}' is open; choose another name, or delete that store"),
         ));
     }
-    let turn = world.turn(bdev).await;
     let options = FormatOptions {
         name: name.to_owned(),
         uuid: Uuid::new_v4(),
