@@ -1,6 +1,6 @@
 //! Configurations: saved and loaded again, and those in configs/.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -175,41 +175,109 @@ fn what_a_configuration_lacks_is_awaited_and_saved_again() {
     target.stop();
 }
 
-/// A configuration of configs/ with its files and ports moved to this test.
-fn example(bench: &Bench, name: &str, replace: &[(&str, String)]) -> PathBuf {
+const VOLUME_NQN: &str = "nqn.2016-06.io.spdk:presnap:vol0";
+
+/// A configuration of configs/, with each call's parameters changed by `adapt`.
+fn example(bench: &Bench, name: &str, mut adapt: impl FnMut(&str, &mut Value)) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(name);
-    let mut text = std::fs::read_to_string(path).expect("an example");
-    for (from, to) in replace {
-        assert!(text.contains(from), "{name} has no {from}");
-        text = text.replace(from, to);
+    let text = std::fs::read_to_string(path).expect("an example");
+    let mut config: Value = serde_json::from_str(&text).expect("JSON");
+    for subsystem in config["subsystems"].as_array_mut().expect("a list") {
+        for call in subsystem["config"].as_array_mut().expect("a list") {
+            let method = call["method"].as_str().expect("a name").to_owned();
+            adapt(&method, &mut call["params"]);
+        }
     }
     let path = bench.path(name);
-    std::fs::write(&path, text).expect("written");
-    path
+    std::fs::write(&path, config.to_string()).expect("written");
+    path.to_str().expect("text").to_owned()
+}
+
+/// The volume of an example is there, reachable at `port`, and takes snapshots.
+fn check_example(target: &Process, port: u16, blocks: u64) {
+    let found = target.call("bdev_get_bdevs", json!({"name": "vol0"}));
+    assert_eq!(found[0]["driver_specific"]["presnap"]["state"], "online");
+    let mut host = Initiator::connect(port, VOLUME_NQN, HOST).expect("connected");
+    assert_eq!(host.identify(1).expect("identified").blocks, blocks);
+    assert_eq!(target.snapshot("vol0", "a")["state"], "complete");
+}
+
+fn listen_at(port: u16) -> impl Fn(&str, &mut Value) {
+    move |method, params| {
+        if method == "nvmf_subsystem_add_listener" {
+            params["listen_address"]["trsvcid"] = json!(port.to_string());
+        }
+    }
 }
 
 #[test]
-fn the_examples_of_files_and_remote_are_real() {
+fn the_examples_with_files_work() {
     let bench = Bench::new();
+    let port = bench.port();
+    let listen = listen_at(port);
     for (name, mib) in [("master.img", 32), ("store.img", 256)] {
         bench.file(name, mib);
     }
-    let folder = bench.path("").to_str().expect("text").trim_end_matches('/').to_owned();
     // The store is made once, as configs/README.md says.
     let maker = bench.target("maker", &[]);
     maker.aio("Store0", &bench.path("store.img"), 4096);
     maker.store("store0", "Store0", 256);
     maker.stop();
+    // The demo formats its store anew, also over the one of the start before.
+    for (name, blocks) in [("files.json", 32 << 8), ("demo.json", 32_768), ("demo.json", 32_768)] {
+        let config = example(&bench, name, |method, params| {
+            listen(method, params);
+            if method == "bdev_aio_create" {
+                let file = params["filename"].as_str().and_then(|file| file.rsplit('/').next());
+                params["filename"] = json!(bench.path(file.expect("a file")));
+            }
+        });
+        let target = bench.target(name, &["-c", &config]);
+        check_example(&target, port, blocks);
+        target.stop();
+    }
+}
+
+#[test]
+fn the_example_with_remote_devices_works() {
+    let bench = Bench::new();
+    let far = bench.target("far", &["-m", "0x2"]);
+    far.aio("master0", &bench.file("master.img", 32), 4096);
+    far.aio("store0", &bench.file("store.img", 256), 4096);
+    far.store("store0", "store0", 256);
+    far.call("presnap_store_unload", json!({"name": "store0"}));
+    let (master, store) = (far.serve_nvmf("master0", 1), far.serve_nvmf("store0", 1));
     let port = bench.port();
-    let moved = [("/var/lib/presnap", folder), ("4420", port.to_string())];
-    let path = example(&bench, "files.json", &moved);
-    let target = bench.target("files", &["-c", path.to_str().expect("text")]);
-    let volume = json!({"name": "vol0"});
-    let found = target.call("bdev_get_bdevs", volume);
-    assert_eq!(found[0]["driver_specific"]["presnap"]["state"], "online");
-    assert_eq!(target.snapshot("vol0", "a")["state"], "complete");
-    let nqn = "nqn.2016-06.io.spdk:presnap:vol0";
-    let mut host = Initiator::connect(port, nqn, HOST).expect("connected");
-    assert_eq!(host.identify(1).expect("identified").blocks, 32 << 8, "4 KiB blocks");
+    let listen = listen_at(port);
+    let config = example(&bench, "remote.json", |method, params| {
+        listen(method, params);
+        if method == "bdev_nvme_attach_controller" {
+            let remote = [&master, &store].into_iter().find(|r| params["subnqn"] == r.nqn.as_str());
+            params["traddr"] = json!("127.0.0.1");
+            params["trsvcid"] = json!(remote.expect("one of the two").ports[0].to_string());
+        }
+    });
+    let target = bench.target("near", &["-c", &config]);
+    check_example(&target, port, 32 << 8);
     target.stop();
+    far.stop();
+}
+
+#[test]
+fn the_example_with_local_devices_says_which_it_lacks() {
+    let bench = Bench::new();
+    let config = example(&bench, "nvme.json", |_, _| {});
+    let output = Command::new(env!("CARGO_BIN_EXE_presnap"))
+        .arg("--socket")
+        .arg(bench.path("nvme.sock"))
+        .args(["serve", "--no-pci", "-s", "512", "-c", &config])
+        .output()
+        .expect("started");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("0000:01:00.0"), "{said}");
+    assert!(
+        said.trim_end().lines().last().is_some_and(|line| line.starts_with("error: ")),
+        "{said}"
+    );
 }

@@ -241,6 +241,9 @@ fn patch(file: &Path, copy_at: u64, at: usize, bytes: &[u8], checksum: bool) {
     file.sync_all().expect("synced");
 }
 
+/// What it is, which copies, where, what is put there, with a right checksum or not, what comes of it.
+type Damage<'a> = (&'a str, &'a [u64], usize, &'a [u8], bool, Result<(), (Errno, &'static str)>);
+
 #[test]
 fn damaged_foreign_and_newer_stores_are_told_apart() {
     let bench = Bench::new();
@@ -262,7 +265,7 @@ fn damaged_foreign_and_newer_stores_are_told_apart() {
         file.write_all_at(&good, 0).expect("written");
     };
     let newer = (layout::VERSION + 1).to_le_bytes();
-    let cases: [(&str, &[u64], usize, &[u8], bool, Result<(), (Errno, &str)>); 6] = [
+    let cases: [Damage<'_>; 6] = [
         ("copy A damaged", &both[..1], 200, b"x", false, Ok(())),
         ("copy B damaged", &both[1..], 200, b"x", false, Ok(())),
         ("both damaged", &both, 200, b"x", false, Err((Errno::BadMsg, "superblocks are damaged"))),
