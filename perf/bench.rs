@@ -5,6 +5,12 @@
 //! so that what else the machine does touches all of them. The noise floor is the same ratio of a
 //! contender to itself.
 
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "figures for people: quantities far below 2^52, and indexes from shares between 0 and 1"
+)]
+
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -299,7 +305,7 @@ async fn overhead(options: &Options, sizes: &[u64]) -> Result<Value, String> {
         let per_tib = grown as f64 / (gib as f64 / 1024.0) / 2.0;
         eprintln!(
             "{gib} GiB: {:.1} MiB more resident memory per TiB of volume",
-            per_tib / 1048576.0
+            per_tib / 1_048_576.0
         );
         figures
             .push(json!({"bench": "memory", "size_gib": gib, "resident_bytes_per_tib": per_tib}));

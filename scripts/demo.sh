@@ -32,7 +32,7 @@ on the volume with fio over NVMe/TCP. Takes three snapshots under load and one a
 them back, checks every byte, and prints what happened. Needs root and $((target_mib + initiator_mib)) MiB for hugepages.
 Everything is stopped and removed at the end.
 
-  --keep    leave the target running afterwards, and say how to play with it and how to stop it
+  --keep    let the target go on until Ctrl-C, and say how to play with it
   --help    this text
 
 Environment:
@@ -41,7 +41,7 @@ Environment:
 
 Examples:
   scripts/demo.sh           as root
-  scripts/demo.sh --keep    and then: presnap snapshot create vol0 mine
+  scripts/demo.sh --keep    and then, in another terminal: presnap snapshot create vol0 mine
 
 Status: 0 all bytes were right, 1 something failed, 2 wrong usage.
 EOF
@@ -87,10 +87,8 @@ socket=$dir/presnap.sock
 ((${#socket} < 108)) || die "the path of the cache folder is too long for a socket: $dir" "set PRESNAP_CACHE to a shorter one"
 target_pid=
 
-remove_files() { [[ $keep == kept ]] || rm -rf "$dir"; }
-
 stop_target() {
-	[[ -n $target_pid && $keep != kept ]] || return 0
+	[[ -n $target_pid ]] || return 0
 	kill -TERM "$target_pid" 2>/dev/null || true
 	wait_until 30 stopped || kill -KILL "$target_pid" 2>/dev/null || true
 	wait "$target_pid" 2>/dev/null || true
@@ -102,7 +100,7 @@ stop_load() {
 
 stopped() { ! kill -0 "$target_pid" 2>/dev/null; }
 
-on_exit remove_files
+on_exit "rm -rf '$dir'"
 on_exit stop_target
 on_exit stop_load
 
@@ -245,32 +243,30 @@ done
 if fio_on "$dir/export-rest.json" --name=refused --rw=write --bs=4k --size=4k --do_verify=0 >"$dir/refused.log" 2>&1; then
 	die "a write to a snapshot was not refused" "this is a bug"
 fi
+grep -q 'io_u error.*: write offset=0' "$dir/refused.log" || die "fio did not come to write" "this is a bug"
 ok "a write to an export is refused"
 
 step "What happened"
 python3 scripts/demo_report.py table "$dir"
 if [[ $keep == yes ]]; then
-	keep=kept
-	rm -f "$dir"/*.img.* "$dir"/{filled,volume,first,second,third,rest,again}.img "$dir"/*_lat.*.log
-	disown "$target_pid"
+	step "The target goes on"
 	cat <<EOF
+   In another terminal:
 
-The target goes on. Its commands:
+     alias presnap='$presnap --socket $socket'
+     presnap snapshot list vol0
+     presnap snapshot create vol0 mine
+     presnap stats vol0
 
-  alias presnap='$presnap --socket $socket'
-  presnap snapshot list vol0
-  presnap snapshot create vol0 mine
-  presnap stats vol0
-
-To stop it, and to remove its files:
-
-  kill $target_pid; rm -rf $dir
+   Ctrl-C here stops it and removes its files.
 EOF
-else
-	step "Stop the target"
-	kill -TERM "$target_pid"
-	wait_until 30 stopped || die "the target did not stop within 30 s" "look at $dir/target.log"
-	wait "$target_pid" || die "the target did not stop cleanly" "look at $dir/target.log"
-	target_pid=
-	ok "stopped cleanly; files and hugepages are given back"
+	wait "$target_pid" || die "the target ended by itself" "see $dir/target.log"
+	exit 0
 fi
+
+step "Stop the target"
+kill -TERM "$target_pid"
+wait_until 30 stopped || die "the target did not stop within 30 s" "see $dir/target.log"
+wait "$target_pid" || die "the target did not stop cleanly" "see $dir/target.log"
+target_pid=
+ok "stopped cleanly; files and hugepages are given back"
