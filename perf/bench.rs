@@ -111,6 +111,7 @@ fn serve(options: Options, sizes: Vec<u64>, config: &Path) -> Result<(), String>
         reactor_mask: Some(options.cores.clone()),
         mem_mib: Some(1024),
         no_pci: true,
+        trace_entries: Some(0),
         quiet: true,
         ..AppOptions::default()
     };

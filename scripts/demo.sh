@@ -115,7 +115,7 @@ step "Start the target: memory as master, a file as store, the volume over NVMe/
 truncate -s 1G "$dir/store.img"
 sed -e "s|/tmp/presnap-demo/store.img|$dir/store.img|" -e "s|\"4420\"|\"$port\"|" configs/demo.json >"$dir/demo.json"
 answers() { stopped || p rpc spdk_get_version >/dev/null 2>&1; }
-"$presnap" --socket "$socket" serve --no-pci --cores 0x1 --memory-mib "$target_mib" --config "$dir/demo.json" \
+"$presnap" --socket "$socket" serve --no-pci --num-trace-entries 0 --cores 0x1 --memory-mib "$target_mib" --config "$dir/demo.json" \
 	>"$dir/target.log" 2>&1 </dev/null &
 target_pid=$!
 if ! wait_until 60 answers || stopped; then

@@ -265,7 +265,7 @@ stage_spdk() {
 		tests+=(--test "$(basename "$file" .rs)")
 	done
 	# spdk_smoke expects the hugepages to be there; tests/target reserves its own.
-	hugepages_reserve 512
+	hugepages_reserve 768
 	# The rooms without SPDK have had their tests.
 	if have_nextest; then
 		only=(--filterset 'not (kind(lib) and test(/^(gate|engine|store|monitor|predict|replay|cli)::/))')

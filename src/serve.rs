@@ -33,6 +33,7 @@ pub fn run(options: &ServeOptions) -> Result<(), String> {
         reactor_mask: Some(options.cores.clone()),
         mem_mib: options.memory_mib,
         shm_id: options.shm_id,
+        trace_entries: options.num_trace_entries,
         no_pci: options.no_pci,
         wait_for_rpc: options.wait_for_rpc,
         quiet: matches!(options.log_level, LogLevel::Error | LogLevel::Warn),

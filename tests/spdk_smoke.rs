@@ -43,7 +43,7 @@ mod smoke {
     }
 
     const NQN: &str = "nqn.2024-01.io.presnap:smoke";
-    /// Environment variable of the child process.
+    /// Environment variable of the child process: the port to connect to.
     const INITIATOR: &str = "PRESNAP_SMOKE_INITIATOR";
 
     /// Writes at once.
@@ -307,6 +307,9 @@ mod smoke {
         }
 
         nvmf::show_write_protection();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("bound").port().to_string();
+        drop(listener);
         let spec = nvmf::SubsystemSpec {
             nqn: NQN.to_owned(),
             serial: "SMOKE0001".to_owned(),
@@ -324,7 +327,7 @@ mod smoke {
                 trtype: "TCP".to_owned(),
                 adrfam: "IPv4".to_owned(),
                 traddr: "127.0.0.1".to_owned(),
-                trsvcid: "44420".to_owned(),
+                trsvcid: port.clone(),
             }],
         };
         drop((ch, desc));
@@ -336,7 +339,7 @@ mod smoke {
         let (sender, receiver) = oneshot();
         let child = spawn_os_thread("initiator", None, move || {
             let this = std::env::current_exe().expect("known");
-            sender.send(std::process::Command::new(this).env(INITIATOR, "1").status());
+            sender.send(std::process::Command::new(this).env(INITIATOR, port).status());
         });
         let status = receiver.await.expect("waited for").expect("started");
         child.expect("started").join().expect("joined");
@@ -350,7 +353,7 @@ mod smoke {
     async fn initiator() {
         let params = json!({
             "name": "N", "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1",
-            "trsvcid": "44420", "subnqn": NQN,
+            "trsvcid": std::env::var(INITIATOR).expect("the port"), "subnqn": NQN,
         });
         let reply = rpc_off_thread("bdev_nvme_attach_controller", params).await;
         assert_eq!(reply["result"], json!(["Nn1"]), "{reply}");
@@ -671,6 +674,7 @@ mod smoke {
                 mem_mib: Some(192),
                 reactor_mask: Some("0x2".to_owned()),
                 no_pci: true,
+                trace_entries: Some(0),
                 ..Default::default()
             };
             let rc = app::run(&options, || executor::spawn(initiator()).detach());
@@ -701,6 +705,7 @@ mod smoke {
             reactor_mask: Some("0x3".to_owned()),
             mem_mib: Some(256),
             no_pci: true,
+            trace_entries: Some(0),
             ..Default::default()
         };
         let done = Rc::new(Cell::new(false));

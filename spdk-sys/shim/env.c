@@ -197,6 +197,9 @@ psc_app_run(const struct psc_app_opts *in, void *ctx)
 		opts.mem_size = in->mem_mib;
 	}
 	opts.shm_id = in->shm_id;
+	if (in->trace_entries >= 0) {
+		opts.num_entries = (uint64_t)in->trace_entries;
+	}
 	opts.no_pci = in->no_pci;
 	opts.hugepage_single_segments = in->single_file_segments;
 	opts.delay_subsystem_init = in->delay_subsystem_init;

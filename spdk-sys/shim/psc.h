@@ -138,6 +138,7 @@ struct psc_app_opts {
 	const char *env_args; /* more EAL arguments, or NULL */
 	int32_t mem_mib; /* < 0: SPDK's default */
 	int32_t shm_id; /* < 0: private to this process */
+	int64_t trace_entries; /* per core; < 0: SPDK's default; 0: no trace file */
 	bool no_pci;
 	bool no_huge;
 	bool single_file_segments;

@@ -39,6 +39,11 @@ pub struct ServeOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     pub shm_id: Option<i32>,
 
+    /// Entries per core of SPDK's trace file in /dev/shm, a power of two; 0: no file and no tracing.
+    /// Absent: SPDK's default, a file of some 130 MiB that stays when the process is killed
+    #[arg(long, value_name = "N", value_parser = trace_entries)]
+    pub num_trace_entries: Option<u32>,
+
     /// Start nothing until framework_start_init is called
     #[arg(long)]
     pub wait_for_rpc: bool,
@@ -91,6 +96,12 @@ fn cores(text: &str) -> Result<String, String> {
         let cores: Vec<_> = cores.iter().map(u16::to_string).collect();
         format!("[{}]", cores.join(","))
     })
+}
+
+/// SPDK would take other numbers and write past its ring.
+fn trace_entries(text: &str) -> Result<u32, String> {
+    let entries = text.parse::<u32>().ok().filter(|count| *count == 0 || count.is_power_of_two());
+    entries.ok_or_else(|| format!("{text:?} is neither 0 nor a power of two such as 32768"))
 }
 
 /// Reads a list such as `0,2-5`.

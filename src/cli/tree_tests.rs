@@ -220,7 +220,7 @@ fn serve_reads_all_its_options() {
     assert_eq!((options.log_level, options.config), (LogLevel::Notice, None));
     assert_eq!(options.socket.to_str(), Some(super::DEFAULT_SOCKET));
     let text = "presnap serve -c a.json -m 0,1 -s 512 --hugepage-dir /h \
-                --no-pci --catalog-cores 1 --shm-id 3 --wait-for-rpc --log-level debug \
+                --no-pci --catalog-cores 1 --shm-id 3 --num-trace-entries 1024 --wait-for-rpc --log-level debug \
                 --socket /s";
     let Action::Serve(options) = line(text).unwrap().action else { panic!() };
     assert_eq!(options.config.unwrap().to_str(), Some("a.json"));
@@ -228,10 +228,12 @@ fn serve_reads_all_its_options() {
     assert_eq!(options.hugepage_dir.unwrap().to_str(), Some("/h"));
     assert_eq!(options.catalog_cores, Some(CoreList(vec![1])));
     assert_eq!((options.shm_id, options.log_level), (Some(3), LogLevel::Debug));
+    assert_eq!(options.num_trace_entries, Some(1024));
     assert_eq!(options.socket.to_str(), Some("/s"));
     assert!(options.no_pci && options.wait_for_rpc);
     assert!(refusal("presnap serve --cores 0x0").contains("such as 0x3"));
     assert!(refusal("presnap serve --catalog-cores x").contains("such as 0,2-5"));
+    assert!(refusal("presnap serve --num-trace-entries 5").contains("power of two"));
     assert!(refusal("presnap serve --memory-mib 1").contains("64"));
 }
 

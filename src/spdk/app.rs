@@ -32,6 +32,10 @@ pub struct AppOptions {
     pub mem_mib: Option<u32>,
     /// Shared memory id, for SPDK's tracing and for secondary processes.
     pub shm_id: Option<i32>,
+    /// Entries per core of the file in /dev/shm that SPDK's tracepoints write to, a power of two; 0
+    /// for no file, and then no tracing. Default SPDK's: 32,768, a file of some 130 MiB, which
+    /// outlives a process that is killed.
+    pub trace_entries: Option<u32>,
     /// Leave PCI devices alone.
     pub no_pci: bool,
     /// No hugepages at all (SPDK 24.01 and later).
@@ -55,6 +59,7 @@ impl Default for AppOptions {
             reactor_mask: None,
             mem_mib: None,
             shm_id: None,
+            trace_entries: None,
             no_pci: false,
             no_huge: false,
             single_file_segments: false,
@@ -148,6 +153,7 @@ pub fn run(options: &AppOptions, on_start: impl FnOnce() + 'static) -> Result<i3
         env_args: pointer(&env_args),
         mem_mib: options.mem_mib.map_or(-1, |mib| i32::try_from(mib).unwrap_or(i32::MAX)),
         shm_id: options.shm_id.unwrap_or(-1),
+        trace_entries: options.trace_entries.map_or(-1, i64::from),
         no_pci: options.no_pci,
         no_huge: options.no_huge,
         single_file_segments: options.single_file_segments,

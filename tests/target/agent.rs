@@ -59,6 +59,7 @@ fn process() {
         no_pci: true,
         catalog_cores: None,
         shm_id: None,
+        num_trace_entries: Some(0),
         wait_for_rpc: false,
         log_level: LogLevel::Notice,
         socket: PathBuf::from(socket),

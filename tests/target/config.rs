@@ -270,7 +270,7 @@ fn the_example_with_local_devices_says_which_it_lacks() {
     let output = Command::new(env!("CARGO_BIN_EXE_presnap"))
         .arg("--socket")
         .arg(bench.path("nvme.sock"))
-        .args(["serve", "--no-pci", "-s", "512", "-c", &config])
+        .args(["serve", "--no-pci", "--num-trace-entries", "0", "-s", "512", "-c", &config])
         .output()
         .expect("started");
     let said = String::from_utf8_lossy(&output.stderr);

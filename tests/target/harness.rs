@@ -92,7 +92,8 @@ impl Bench {
     pub fn target(&self, name: &str, options: &[&str]) -> Process {
         let mut command = limited(env!("CARGO_BIN_EXE_presnap"));
         let socket = self.path(&format!("{name}.sock"));
-        command.arg("--socket").arg(&socket).args(["serve", "--no-pci"]);
+        command.arg("--socket").arg(&socket);
+        command.args(["serve", "--no-pci", "--num-trace-entries", "0"]);
         command.args(["-s", &MEMORY_MIB.to_string()]).args(options);
         self.start(name, socket, command)
     }
