@@ -7,6 +7,8 @@
 pub mod cli;
 pub mod engine;
 pub mod gate;
+pub mod monitor;
+pub mod predict;
 pub mod replay;
 pub mod rpc;
 #[cfg(feature = "spdk")]

@@ -1,0 +1,61 @@
+//! When chunks will be modified, and whether a copy made now will be of use.
+//!
+//! A [`Predictor`] makes one step per closed window ([`Tick`]) and gives two numbers per active
+//! chunk: `p_modify` at each of [`WINDOWS_US`], and `score`. The baselines need no model
+//! ([`baseline`]); what a better predictor is worth is measured against them.
+#![forbid(unsafe_code)]
+
+pub mod baseline;
+mod forecast;
+
+pub use forecast::{Forecast, SnapshotTimes};
+
+use crate::monitor::Tick;
+
+/// Number of windows that `p_modify` is given for.
+pub const WINDOWS: usize = 4;
+
+/// The windows, in microseconds: 10 s, 1 min, 5 min, 15 min.
+pub const WINDOWS_US: [u64; WINDOWS] = [10_000_000, 60_000_000, 300_000_000, 900_000_000];
+
+/// What a predictor is told besides the tick.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// When the next snapshot will be, from the end of the tick's window.
+    pub forecast: Forecast,
+}
+
+/// What a predictor says of each row of a tick.
+#[derive(Clone, Debug, Default)]
+pub struct Prediction {
+    /// Per row, the probability that the chunk is modified within each of [`WINDOWS_US`] from the
+    /// end of the tick's window; never smaller for a longer one.
+    pub p_modify: Vec<[f32; WINDOWS]>,
+    /// Per row, the probability that a copy made now is used: the chunk is not modified before the
+    /// next snapshot. Whether it is dirty, so that the snapshot requires it, the engine knows.
+    pub score: Vec<f32>,
+}
+
+impl Prediction {
+    /// Empties it for a new tick.
+    pub fn clear(&mut self) {
+        self.p_modify.clear();
+        self.score.clear();
+    }
+
+    /// Adds a row from its probability to stay unmodified for so many microseconds.
+    pub fn push(&mut self, forecast: &Forecast, unmodified: impl Fn(u64) -> f32) {
+        self.p_modify.push(WINDOWS_US.map(|window_us| 1.0 - unmodified(window_us)));
+        self.score.push(forecast.expect(unmodified));
+    }
+}
+
+/// Something that tells the future of chunks.
+pub trait Predictor {
+    /// Name, as that of the policy it serves.
+    fn name(&self) -> &'static str;
+
+    /// Takes the window just closed and predicts from its end on. Called once per tick, none left
+    /// out; `prediction` is overwritten, one entry per row of `tick`.
+    fn step(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction);
+}
