@@ -21,10 +21,7 @@
 //!
 //! A chunk that was modified in one window only has no gap yet; its `gap` is 4, longer than any.
 
-use std::collections::HashMap;
-
-use foldhash::fast::FixedState;
-
+use super::hash::ChunkMap;
 use super::{Monitor, NO_CHUNK, Row, Tick};
 
 /// Numbers per chunk.
@@ -93,7 +90,7 @@ pub(super) struct Output {
     age_us: Vec<u64>,
     decayed: Vec<[f32; SCALES]>,
     /// Decayed windows per region, of the tick being made.
-    regions: HashMap<u32, f32, FixedState>,
+    regions: ChunkMap<f32>,
 }
 
 impl Output {

@@ -11,21 +11,21 @@
 //! Memory is bounded by [`MonitorOptions::active_chunks_max`]: [`Monitor::memory_bytes`] says how
 //! much, 302 MB per million active chunks with the default of six partners each.
 #![forbid(unsafe_code)]
+// Features are approximate by nature.
+#![allow(clippy::cast_precision_loss)]
 
 mod comodification;
 mod features;
+mod hash;
 mod recency;
 #[cfg(test)]
 mod tests;
-
-use std::collections::HashMap;
-
-use foldhash::fast::FixedState;
 
 pub use comodification::{PARTNERS, Proposal};
 pub use features::{FEATURE_NAMES, FEATURES, HALF_LIVES_S, SCALES};
 
 use comodification::{Comodification, Partner};
+use hash::ChunkMap;
 use recency::Recency;
 
 /// Chunks that one command is recorded for one by one. A command over more (an unmap of the whole
@@ -216,7 +216,7 @@ struct Row {
 pub struct Monitor {
     options: MonitorOptions,
     /// Active chunks.
-    index: HashMap<u32, RowId, FixedState>,
+    index: ChunkMap<RowId>,
     rows: Vec<Row>,
     free: Vec<RowId>,
     recency: Recency,
@@ -242,7 +242,7 @@ impl Monitor {
         assert!(options.tick_us > 0 && options.chunk_bytes > 0, "{options:?}");
         Self {
             options,
-            index: HashMap::default(),
+            index: ChunkMap::default(),
             rows: Vec::new(),
             free: Vec::new(),
             recency: Recency::default(),

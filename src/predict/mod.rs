@@ -4,6 +4,8 @@
 //! chunk: `p_modify` at each of [`WINDOWS_US`], and `score`. The baselines need no model
 //! ([`baseline`]); what a better predictor is worth is measured against them.
 #![forbid(unsafe_code)]
+// Probabilities are approximate by nature.
+#![allow(clippy::cast_precision_loss)]
 
 pub mod baseline;
 mod forecast;
