@@ -76,9 +76,10 @@ fn pairs(pairs: &[(&str, String)]) -> String {
 
 fn stores(stores: &[Store]) -> String {
     let headings = [
-        "STORE", "BDEV", "STATE", "SLOT", "SLOTS", "FREE", "STAGED", "OWNED", "CATALOG", "VOLUMES",
+        "STORE", "BDEV", "STATE", "SLOT", "SLOTS", "FREE", "RESERVED", "STAGED", "COPYING",
+        "OWNED", "CATALOG", "VOLUMES",
     ];
-    let mut table = table(&headings, &[3, 4, 5, 6, 7, 8]);
+    let mut table = table(&headings, &[3, 4, 5, 6, 7, 8, 9, 10]);
     for store in stores {
         let state = match store.state {
             StoreState::Loaded => "loaded",
@@ -100,7 +101,9 @@ fn stores(stores: &[Store]) -> String {
             bytes(u64::from(store.slot_size_kib) << 10),
             slots.total.to_string(),
             slots.free.to_string(),
+            slots.reserved.to_string(),
             slots.staged.to_string(),
+            slots.copying.to_string(),
             slots.owned.to_string(),
             used,
             volumes.join(", "),

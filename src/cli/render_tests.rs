@@ -46,8 +46,8 @@ fn stores_are_a_table() {
     assert_eq!(
         lines[1],
         [
-            "store0", "Nvme1n1", "loaded", "256", "KiB", "262010", "241530", "3072", "17408",
-            "3.9%", "vol0"
+            "store0", "Nvme1n1", "loaded", "256", "KiB", "262010", "241020", "500", "3072", "10",
+            "17408", "3.9%", "vol0"
         ]
     );
     let mut store = Store::example();

@@ -35,8 +35,12 @@ pub trait SlotSpace {
     fn allocate(&mut self) -> Option<SlotIndex>;
     /// Gives a slot back.
     fn release(&mut self, slot: SlotIndex);
-    /// Free slots.
+    /// Free slots, the reserved ones not among them.
     fn free(&self) -> u64;
+    /// Keeps so many free slots from [`SlotSpace::allocate`].
+    fn reserve(&mut self, count: u64);
+    /// Makes reserved slots free again.
+    fn unreserve(&mut self, count: u64);
 }
 
 /// Settings of an engine that may change while it runs.
@@ -99,7 +103,7 @@ pub enum Purpose {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) chunk: ChunkIndex,
-    purpose: Purpose,
+    pub(super) purpose: Purpose,
     slot: SlotIndex,
     taken: BlockMap,
     refreshed: Option<Staged>,
@@ -206,7 +210,7 @@ pub struct Engine {
     /// copies are compared with it.
     pub(super) compare: bool,
     /// Every chunk that the gate calls dirty was written since the newest complete snapshot.
-    exact: bool,
+    pub(super) exact: bool,
     pub(super) staging_off: Option<String>,
     pub(super) staging_error_run: u32,
     pub(super) store_gone: Option<String>,
@@ -215,6 +219,8 @@ pub struct Engine {
     pub(super) deferred: Option<SnapshotRecord>,
     /// Slots of failed snapshots whose failure could not be recorded.
     pub(super) stranded: Vec<SlotIndex>,
+    /// Free slots of the store that are kept for the snapshot under way.
+    pub(super) reserved: u64,
     pub(super) counters: Counters,
     pub(super) effects: VecDeque<Effect>,
 }
@@ -253,6 +259,7 @@ impl Engine {
             stop: StopPhase::No,
             deferred: None,
             stranded: Vec::new(),
+            reserved: 0,
             counters: Counters::default(),
             effects: VecDeque::new(),
         };
@@ -408,6 +415,7 @@ impl Engine {
 
     fn advance(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
         self.advance_snapshot(now, slots);
+        self.end_reservation(slots);
         if self.snapshot.is_none() {
             if let Some(record) = self.deferred.take() {
                 self.create(now, record);
@@ -504,10 +512,10 @@ impl Engine {
                 Content::Zero | Content::Unchanged => {
                     // There is no slot to bring up to date: copy all of it.
                     assert!(self.gate.drop_staged(chunk), "the gate and the engine agree");
-                    (slots.allocate().ok_or(NotStarted::NoSlot)?, None)
+                    (self.take_slot(purpose, slots).ok_or(NotStarted::NoSlot)?, None)
                 }
             },
-            None => (slots.allocate().ok_or(NotStarted::NoSlot)?, None),
+            None => (self.take_slot(purpose, slots).ok_or(NotStarted::NoSlot)?, None),
         };
         let epoch = match (purpose, &self.snapshot) {
             (Purpose::Complete | Purpose::Preserve, Some(snapshot)) => snapshot.old_epoch,
@@ -518,6 +526,10 @@ impl Engine {
             // Pending, and a command counts itself in for a moment before it learns of the cut.
             if refreshed.is_none() {
                 slots.release(slot);
+                if purpose != Purpose::Stage {
+                    slots.reserve(1);
+                    self.reserved += 1;
+                }
             }
             return Err(NotStarted::Busy(refreshed));
         };
@@ -668,6 +680,7 @@ impl Engine {
             self.jobs.len()
         );
         assert!(self.snapshot.is_some() || !self.gate.is_cut_active(), "a cut without a snapshot");
+        assert!(self.snapshot.is_some() || self.reserved == 0, "slots kept for no snapshot");
     }
 
     /// Slots of a failed snapshot whose failure could not be recorded were freed all the same, with
@@ -683,22 +696,6 @@ impl Engine {
         let mut held = self.held_slots();
         held.retain(|slot| !stranded.contains(slot));
         held
-    }
-
-    /// Slots with a staged copy.
-    pub fn staged_slots_taken(&self) -> u64 {
-        let staged = self.staged.values();
-        staged.filter(|staged| matches!(staged.content, Content::Slot(_))).count() as u64
-    }
-
-    /// Slots that a snapshot would take now, as far as that is known: while all chunks are dirty
-    /// for want of knowledge, only those that are staged are.
-    pub fn slots_needed(&self) -> u64 {
-        if self.exact {
-            self.gate.dirty_count().saturating_sub(self.staged.len() as u64)
-        } else {
-            0
-        }
     }
 
     /// Checks what takes time proportional to the staged copies; for tests and the simulator.

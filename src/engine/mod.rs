@@ -13,6 +13,7 @@ mod pacer;
 mod policy;
 pub mod records;
 mod snapshot;
+mod space;
 mod staging;
 mod stop;
 #[cfg(test)]
@@ -25,4 +26,5 @@ pub use machine::{
     StagedChunk,
 };
 pub use policy::{Policy, PolicyKind};
+pub use space::{HeldSlots, Shortage};
 pub use staging::{STAGING_ERRORS_MAX, STAGING_IN_FLIGHT_MAX};

@@ -109,6 +109,11 @@ impl Snapshot {
         }
     }
 
+    /// Whether copies may yet be started for it.
+    pub(super) fn may_copy(&self) -> bool {
+        matches!(self.phase, Phase::Begin | Phase::Copy)
+    }
+
     /// Whether a copy started in `epoch` is of use to this snapshot.
     pub(super) fn owns(&self, epoch: Epoch) -> bool {
         self.phase == Phase::Copy && epoch <= self.old_epoch

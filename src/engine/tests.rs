@@ -11,7 +11,7 @@ use super::records::{
     BLOCKS_PER_CHUNK, CatalogReply, CatalogRequest, ChunkCounts, SlotIndex, SlotRef,
     SnapshotRecord, SnapshotSeq, SnapshotState, SnapshotTimes, VolumeId,
 };
-use super::{Engine, Limits, PolicyKind, Settings, SlotSpace};
+use super::{Engine, HeldSlots, Limits, PolicyKind, Settings, Shortage, SlotSpace};
 use crate::gate::{
     BlockMap, ChunkIndex, Entry, Gate, Geometry, Initial, LbaRange, OperationNumber,
 };
@@ -21,11 +21,12 @@ const CHUNK_LBAS: u64 = 64;
 
 struct Slots {
     free: BTreeSet<SlotIndex>,
+    reserved: u64,
 }
 
 impl SlotSpace for Slots {
     fn allocate(&mut self) -> Option<SlotIndex> {
-        self.free.pop_first()
+        if self.free() == 0 { None } else { self.free.pop_first() }
     }
 
     fn release(&mut self, slot: SlotIndex) {
@@ -33,7 +34,16 @@ impl SlotSpace for Slots {
     }
 
     fn free(&self) -> u64 {
-        self.free.len() as u64
+        self.free.len() as u64 - self.reserved
+    }
+
+    fn reserve(&mut self, count: u64) {
+        assert!(count <= self.free(), "{count} reserved of {}", self.free());
+        self.reserved += count;
+    }
+
+    fn unreserve(&mut self, count: u64) {
+        self.reserved = self.reserved.checked_sub(count).expect("reserved before");
     }
 }
 
@@ -84,7 +94,7 @@ impl Bench {
             ..Settings::default()
         };
         let engine = Engine::new(gate.clone(), VolumeId(1), settings, compare, Micros(0));
-        let slots = Slots { free: (0..slots).map(SlotIndex).collect() };
+        let slots = Slots { free: (0..slots).map(SlotIndex).collect(), reserved: 0 };
         Self { engine, gate, slots, now: Micros(0) }
     }
 
@@ -132,6 +142,10 @@ impl Bench {
     }
 
     /// From the request to just after the cut.
+    fn reserve(&mut self) -> Result<(), Shortage> {
+        self.engine.reserve(&mut self.slots)
+    }
+
     fn cut(&mut self, seq: u32) -> Vec<Effect> {
         let effects = self.apply(Event::Create(record(seq)));
         assert_eq!(steps(&effects), [CatalogStep::Begin]);
@@ -435,6 +449,55 @@ fn a_full_store_fails_the_snapshot_and_gives_its_slots_back() {
     bench.copy_done(&job, written());
     assert_eq!(bench.slots.free(), 1);
     assert!(!bench.engine.is_busy());
+}
+
+#[test]
+fn a_snapshot_is_promised_the_slots_that_it_may_need() {
+    let mut bench = Bench::new(8, 8);
+    bench.write(range(0, 0, 1));
+    bench.stage(0);
+    bench.write(range(1, 0, 3 * CHUNK_LBAS));
+    bench.engine.set_settings(Settings::default(), Micros(0));
+    assert_eq!(bench.slots.free(), 7);
+    assert_eq!(bench.reserve(), Ok(()));
+    assert_eq!(bench.slots.free(), 4, "three are not staged");
+    // What others take meanwhile is not among them.
+    for _ in 0..4 {
+        assert!(bench.slots.allocate().is_some());
+    }
+    assert!(bench.slots.allocate().is_none());
+    let jobs = copies(&bench.cut(1));
+    assert_eq!((jobs.len(), bench.slots.reserved), (3, 0));
+    assert_eq!(bench.engine.slots_in_hand(), HeldSlots { staged: 0, copying: 3 });
+    bench.copy_done(&jobs[0], written());
+    bench.copy_done(&jobs[1], Copied::Zero);
+    assert_eq!(bench.slots.free(), 1, "zeros had been promised one, too");
+    assert!(flushes(&bench.copy_done(&jobs[2], written())));
+    assert_eq!(bench.engine.slots_in_hand(), HeldSlots::default());
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_what_is_given_up_is_given_back() {
+    let mut bench = Bench::new(8, 4);
+    bench.engine.set_settings(Settings::default(), Micros(0));
+    bench.write(range(0, 0, 5 * CHUNK_LBAS));
+    assert_eq!(bench.reserve(), Err(Shortage { needed: 5, free: 4 }));
+    assert_eq!(bench.slots.free(), 4);
+    let mut bench = Bench::new(8, 5);
+    bench.engine.set_settings(Settings::default(), Micros(0));
+    bench.write(range(0, 0, 5 * CHUNK_LBAS));
+    assert_eq!(bench.reserve(), Ok(()));
+    assert_eq!(bench.slots.free(), 0);
+    bench.apply(Event::Create(record(1)));
+    assert_eq!(bench.slots.reserved, 5, "until it is over");
+    bench.apply(Event::Abort("enough".into()));
+    assert_eq!(bench.slots.free(), 5);
+    bench.catalog_done(CatalogStep::Begin);
+    failed_because(&bench.catalog_done(CatalogStep::Fail), "enough");
+    // Not known yet what changed: nothing is promised, and nothing refused.
+    let mut bench = Bench::with(8, 4, true);
+    assert_eq!(bench.reserve(), Ok(()));
+    assert_eq!(bench.slots.free(), 4);
 }
 
 #[test]

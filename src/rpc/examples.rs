@@ -34,7 +34,14 @@ impl Store {
             uuid: Uuid::from_u128(0x1c50_7d3a_8a6f_4a4e_9d0c_51c2_7b5e_0a11),
             bdev: "Nvme1n1".into(),
             slot_size_kib: 256,
-            slots: SlotCounts { total: 262_010, free: 241_530, staged: 3_072, owned: 17_408 },
+            slots: SlotCounts {
+                total: 262_010,
+                free: 241_020,
+                reserved: 500,
+                staged: 3_072,
+                copying: 10,
+                owned: 17_408,
+            },
             catalog: CatalogUse { bytes: 134_217_728, used: 5_308_416 },
             volumes: vec![StoreVolume {
                 name: "vol0".into(),
@@ -262,7 +269,10 @@ mod tests {
     #[test]
     fn sums_in_the_examples_hold() {
         let slots = Store::example().slots;
-        assert_eq!(slots.total, slots.free + slots.staged + slots.owned);
+        assert_eq!(
+            slots.total,
+            slots.free + slots.reserved + slots.staged + slots.copying + slots.owned
+        );
         let chunks = Snapshot::example().chunks;
         let sum = chunks.adopted + chunks.copied + chunks.preserved + chunks.zero;
         assert_eq!(chunks.required, sum);

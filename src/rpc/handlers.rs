@@ -16,7 +16,7 @@ use super::params::{self, PolicyName, Wait};
 use super::{Errno, METHODS, Params, RpcError, decode, default_nqn};
 use crate::engine::events::Micros;
 use crate::engine::records::{SnapshotRecord, SnapshotState};
-use crate::engine::{Content, Engine};
+use crate::engine::{Content, Engine, HeldSlots};
 use crate::gate::ChunkIndex;
 use crate::spdk;
 use crate::spdk::nvmf;
@@ -154,14 +154,16 @@ async fn get_stores(p: &params::GetStores) -> Result<Vec<Store>, RpcError> {
 async fn store_object(store: &StoreHost, state: StoreState) -> Store {
     let usage = store.usage().await;
     let mut volumes = Vec::new();
-    let mut staged = 0;
+    let mut held = HeldSlots::default();
     for known in store.all_known() {
         let record = known.record.borrow();
         let attached = world().attached(store, record.id);
-        staged += match &attached {
-            Some(volume) => volume.with_engine(Engine::staged_slots_taken),
-            None => known.saved_staged_slots.get(),
+        let of_volume = match &attached {
+            Some(volume) => volume.with_engine(Engine::slots_in_hand),
+            None => HeldSlots { staged: known.saved_staged_slots.get(), copying: 0 },
         };
+        held.staged += of_volume.staged;
+        held.copying += of_volume.copying;
         volumes.push(StoreVolume {
             name: record.name.clone(),
             uuid: record.uuid,
@@ -179,8 +181,10 @@ async fn store_object(store: &StoreHost, state: StoreState) -> Store {
         slots: SlotCounts {
             total: u64::from(slots.slot_count()),
             free: u64::from(slots.free_count()),
-            staged,
-            owned: taken.saturating_sub(staged),
+            reserved: u64::from(slots.reserved_count()),
+            staged: held.staged,
+            copying: held.copying,
+            owned: taken.saturating_sub(held.staged + held.copying),
         },
         catalog: CatalogUse {
             bytes: store.superblock.catalog_bytes,
@@ -381,7 +385,7 @@ fn volume_stats(volume: &Volume) -> VolumeStats {
             .filter(|staged| engine.gate().view(staged.chunk).valid())
             .filter(|staged| matches!(staged.content, Content::Slot(_)))
             .count();
-        (engine.staged_slots_taken(), valid as u64)
+        (engine.slots_in_hand().staged, valid as u64)
     });
     VolumeStats {
         volume: volume.name(),

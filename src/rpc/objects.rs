@@ -74,15 +74,19 @@ objects! {
         /// Why it failed.
         reason: Option<String>,
     }
-    /// How the slots of a store are used: total = free + staged + owned.
+    /// How the slots of a store are used: total = free + reserved + staged + copying + owned.
     SlotCounts {
         /// Slots of the store.
         total: u64,
-        /// Slots that hold nothing.
+        /// Slots that hold nothing and are promised to nobody.
         free: u64,
+        /// Slots that hold nothing yet and are kept for snapshots that are completing.
+        reserved: u64,
         /// Slots with a staged copy.
         staged: u64,
-        /// Slots that snapshots own.
+        /// Slots that a copy under way goes to.
+        copying: u64,
+        /// Slots that snapshots own, completing ones included.
         owned: u64,
     }
     /// How full the catalog of a store is.
@@ -178,7 +182,8 @@ objects! {
     ChunkCounts {
         /// Chunks of the volume.
         total: u64,
-        /// Chunks that no earlier snapshot held unchanged.
+        /// Chunks that no earlier snapshot held unchanged. While it is completing: the chunks that
+        /// were dirty at the request, of which some may turn out not to be required.
         required: u64,
         /// Taken over from valid staged copies: no data moved.
         adopted: u64,

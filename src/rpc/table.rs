@@ -393,8 +393,10 @@ pub const METHODS: &[Method] = &[
             },
             ErrorCase {
                 errno: Errno::NoSpc,
-                when: "the store cannot hold the dirty chunks; checked before anything is done",
-                remedy: "delete snapshots, or use a larger store",
+                when: "the free slots are fewer than the dirty chunks without a copy, those that are \
+                       all zeros included; checked before anything is done",
+                remedy: "wait for other snapshots on the store that are completing, delete \
+                         snapshots, or use a larger store",
             },
             ErrorCase {
                 errno: Errno::Io,

@@ -3,6 +3,9 @@
 //! Owned by whoever moves data (one thread). Lives in memory only: at load it is rebuilt from the
 //! catalog's rows and staged entries, so that the two can never disagree (I8). Allocation goes
 //! round the slot region from the last place, so that slots taken together lie together.
+//!
+//! Of the free slots some may be reserved: promised to a snapshot under way, and not given to
+//! anything else. Which slots those are does not matter, so only their number is kept.
 
 use crate::engine::{SlotSpace, records::SlotIndex};
 
@@ -17,6 +20,8 @@ pub struct SlotAllocator {
     words: Vec<u64>,
     slot_count: u32,
     taken_count: u32,
+    /// Free slots that are promised.
+    reserved_count: u32,
     /// Word where the next search begins.
     cursor: usize,
 }
@@ -30,7 +35,7 @@ impl SlotAllocator {
             let last = words.len() - 1;
             words[last] = u64::MAX << tail_bits;
         }
-        SlotAllocator { words, slot_count, taken_count: 0, cursor: 0 }
+        SlotAllocator { words, slot_count, taken_count: 0, reserved_count: 0, cursor: 0 }
     }
 
     /// Slots of the store.
@@ -38,9 +43,14 @@ impl SlotAllocator {
         self.slot_count
     }
 
-    /// Slots that are free.
+    /// Slots that are free, the reserved ones not among them.
     pub fn free_count(&self) -> u32 {
-        self.slot_count - self.taken_count
+        self.slot_count - self.taken_count - self.reserved_count
+    }
+
+    /// Slots that hold nothing yet and are promised to snapshots under way.
+    pub fn reserved_count(&self) -> u32 {
+        self.reserved_count
     }
 
     /// Slots that are taken.
@@ -57,6 +67,18 @@ impl SlotAllocator {
     fn place(&self, slot: SlotIndex) -> (usize, u64) {
         assert!(slot.0 < self.slot_count, "slot {} of {}", slot.0, self.slot_count);
         ((slot.0 / WORD_BITS) as usize, 1 << (slot.0 % WORD_BITS))
+    }
+
+    /// Keeps that many free slots from [`SlotAllocator::allocate`]. Panics where there are fewer.
+    pub fn reserve(&mut self, count: u32) {
+        assert!(count <= self.free_count(), "{count} reserved of {}", self.free_count());
+        self.reserved_count += count;
+    }
+
+    /// Makes reserved slots free again: to be taken, or because nobody needs them any more.
+    pub fn unreserve(&mut self, count: u32) {
+        assert!(count <= self.reserved_count, "{count} unreserved of {}", self.reserved_count);
+        self.reserved_count -= count;
     }
 
     /// Takes a free slot, the next one behind the last taken where possible. O(1) while the store
@@ -111,6 +133,7 @@ impl SlotAllocator {
         let taken: u32 = self.words.iter().map(|word| word.count_ones()).sum();
         let padding = self.words.len() as u32 * WORD_BITS - self.slot_count;
         assert_eq!(taken - padding, self.taken_count, "taken slots counted and kept");
+        assert!(self.taken_count + self.reserved_count <= self.slot_count, "promised and taken");
     }
 }
 
@@ -125,6 +148,14 @@ impl SlotSpace for SlotAllocator {
 
     fn free(&self) -> u64 {
         u64::from(self.free_count())
+    }
+
+    fn reserve(&mut self, count: u64) {
+        SlotAllocator::reserve(self, count as u32);
+    }
+
+    fn unreserve(&mut self, count: u64) {
+        SlotAllocator::unreserve(self, count as u32);
     }
 }
 
@@ -141,11 +172,19 @@ mod tests {
         Allocate,
         /// Releases the n-th taken slot, modulo how many there are.
         Release(usize),
+        /// Reserves as many, or what there is.
+        Reserve(u32),
+        /// Gives as many back, or what there is.
+        Unreserve(u32),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step =
-            prop_oneof![3 => Just(Step::Allocate), 2 => any::<usize>().prop_map(Step::Release)];
+        let step = prop_oneof![
+            6 => Just(Step::Allocate),
+            4 => any::<usize>().prop_map(Step::Release),
+            1 => (0u32..50).prop_map(Step::Reserve),
+            1 => (0u32..50).prop_map(Step::Unreserve),
+        ];
         prop::collection::vec(step, 1..400)
     }
 
@@ -154,14 +193,25 @@ mod tests {
         fn agrees_with_a_set(slot_count in 1u32..200, steps in steps()) {
             let mut allocator = SlotAllocator::new(slot_count);
             let mut model = BTreeSet::new();
+            let mut reserved = 0;
             for step in steps {
                 match step {
                     Step::Allocate => if let Ok(slot) = allocator.allocate() {
                         prop_assert!(slot.0 < slot_count);
                         prop_assert!(model.insert(slot), "{slot:?} given out twice");
                     } else {
-                        prop_assert_eq!(model.len(), slot_count as usize);
+                        prop_assert_eq!(model.len() as u32 + reserved, slot_count);
                     },
+                    Step::Reserve(most) => {
+                        let count = most.min(slot_count - reserved - model.len() as u32);
+                        allocator.reserve(count);
+                        reserved += count;
+                    }
+                    Step::Unreserve(most) => {
+                        let count = most.min(reserved);
+                        allocator.unreserve(count);
+                        reserved -= count;
+                    }
                     Step::Release(nth) => if !model.is_empty() {
                         let slot = *model.iter().nth(nth % model.len()).expect("in range");
                         model.remove(&slot);
@@ -169,6 +219,7 @@ mod tests {
                     },
                 }
                 prop_assert_eq!(allocator.taken_count() as usize, model.len());
+                prop_assert_eq!(allocator.reserved_count(), reserved);
                 allocator.self_check();
             }
             for slot in (0..slot_count).map(SlotIndex) {

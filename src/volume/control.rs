@@ -22,7 +22,7 @@ use crate::engine::records::{
     CatalogReply, CatalogRequest, ChunkCounts, MasterIdentity, SlotRef, SnapshotRecord,
     SnapshotState, SnapshotTimes, VolumeId, VolumeRecord,
 };
-use crate::engine::{ChainError, CreatePlan, Engine};
+use crate::engine::{ChainError, CreatePlan, Engine, Shortage};
 use crate::gate::{ChunkIndex, Gate, Geometry, Initial, OperationNumber};
 use crate::spdk::bdev::{self, BdevEvent, BdevInfo, Desc, IoChannel, IoType};
 use crate::spdk::bdev_module::{self, BdevSpec};
@@ -756,22 +756,12 @@ fn begin(
     name: &str,
     uuid: Option<Uuid>,
 ) -> Result<(), Failure> {
-    let free = u64::from(volume.store.slots.borrow().free_count());
-    let needed = volume.with_engine(Engine::slots_needed);
-    if needed > free {
-        return Err(Failure::new(
-            Sort::NoSpace,
-            format!(
-                "store '{}' has {free} free slots, and a snapshot of volume '{}' needs {needed} \
-                 now; delete snapshots, or use a larger store",
-                volume.store.name,
-                volume.name()
-            ),
-        ));
-    }
     let bdev = snapshots::bdev_name(&volume.name(), name);
     if bdev::find(&bdev).is_some() {
         return Err(name_taken(&bdev));
+    }
+    if let Err(shortage) = volume.reserve_slots() {
+        return Err(no_space(volume, shortage));
     }
     volume.begin_snapshot(SnapshotRecord {
         volume: volume.id,
@@ -787,6 +777,25 @@ fn begin(
         bytes_used: 0,
     });
     Ok(())
+}
+
+fn no_space(volume: &Volume, shortage: Shortage) -> Failure {
+    let (store, Shortage { needed, free }) = (&volume.store, shortage);
+    let reserved = match store.slots.borrow().reserved_count() {
+        0 => String::new(),
+        reserved => format!(" (and {reserved} reserved for snapshots that are completing)"),
+    };
+    let wait = if reserved.is_empty() { "" } else { "wait for those, " };
+    Failure::new(
+        Sort::NoSpace,
+        format!(
+            "store '{}' has {free} free slots{reserved}, and a snapshot of volume '{}' may need \
+             {needed}, one for each dirty chunk without a copy, also for those that turn out to be \
+             zeros; {wait}delete snapshots, or use a larger store",
+            store.name,
+            volume.name()
+        ),
+    )
 }
 
 async fn wait_for_deletion(known: &KnownVolume) -> Result<(), Failure> {

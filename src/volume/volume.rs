@@ -19,7 +19,7 @@ use crate::engine::events::{CatalogStep, CopyJob, Effect, Event, Micros, ReadSou
 use crate::engine::records::{
     CatalogReply, CatalogRequest, SlotRef, SnapshotRecord, SnapshotSeq, SnapshotState, VolumeId,
 };
-use crate::engine::{Counters, Engine, PolicyKind, Settings};
+use crate::engine::{Counters, Engine, PolicyKind, Settings, Shortage};
 use crate::gate::{ChunkIndex, ChunkState, Epoch, LbaRange};
 use crate::spdk::bdev::IoChannel;
 use crate::spdk::bdev_module::{ParkedIo, Registration};
@@ -432,6 +432,14 @@ impl Volume {
 
     // ---- snapshots ----------------------------------------------------------------------------
 
+    /// Reserves the slots that a snapshot may need; [`Volume::begin_snapshot`] is next.
+    ///
+    /// # Errors
+    /// There is not enough.
+    pub fn reserve_slots(&self) -> Result<(), Shortage> {
+        self.engine.borrow_mut().reserve(&mut *self.store.slots.borrow_mut())
+    }
+
     /// Starts a snapshot that the chain admitted.
     pub fn begin_snapshot(self: &Rc<Self>, record: SnapshotRecord) {
         self.known().chain.borrow_mut().put(record.clone());
@@ -626,7 +634,7 @@ impl Volume {
         let worker = self.worker.borrow_mut().take();
         drop((ticker, worker));
         if self.saved.get() {
-            let slots = self.engine.borrow().staged_slots_taken();
+            let slots = self.engine.borrow().slots_in_hand().staged;
             self.known().saved_staged_slots.set(slots);
         } else {
             // Staged copies are nobody's any more.

@@ -182,3 +182,54 @@ fn a_full_store_fails_the_snapshot_and_not_the_volume() {
     assert_well(&target, &writer);
     target.stop();
 }
+
+/// Two snapshots that do not fit together: the second is refused, and the first has what it needs.
+///
+/// Fails when a create reserves nothing.
+#[test]
+fn a_create_reserves_the_slots_that_it_may_need() {
+    let bench = Bench::new();
+    let target = bench.agent("target", "0x1");
+    target.aio("s0", &bench.file("store", 64), 512);
+    let slow = json!({"base_bdev_name": "s0", "name": "slow0", "avg_read_latency": 0,
+        "p99_read_latency": 0, "avg_write_latency": 0, "p99_write_latency": 0});
+    target.call("bdev_delay_create", slow);
+    target.store("store0", "slow0", CHUNK_KIB);
+    let slots = || target.call("presnap_get_stores", json!({}))[0]["slots"].clone();
+    let count = |name: &str| slots()[name].as_u64().expect("a count");
+    let chunk_bytes = u64::from(CHUNK_KIB) << 10;
+    for (volume, master) in [("vol0", "m0"), ("vol1", "m1")] {
+        target.malloc(master, 64, 512);
+        target.volume(volume, master, "store0", &json!({"policy": "off"}));
+        // Zeros: from now on it is known which chunks are dirty.
+        target.snapshot(volume, "zeros");
+    }
+    let half_and_more = count("free") * 3 / 5;
+    for volume in ["vol0", "vol1"] {
+        for chunk in 0..half_and_more {
+            let io = target.io(volume, "write", chunk * chunk_bytes, 4096, 0xa1);
+            assert_eq!(io["ok"], true, "{io}");
+        }
+    }
+    slow_down(&target, Duration::from_millis(20));
+    let first = target.snapshot_cut("vol0", "first");
+    assert_eq!(first["state"], "completing", "{first}");
+    assert_eq!(first["chunks"]["required"], half_and_more, "what is to be done: {first}");
+    let during = slots();
+    let second = target.try_call("presnap_snapshot_create", json!({"volume": "vol1", "name": "s"}));
+    let error = second.expect_err("it does not fit as well");
+    assert_eq!(error.code, -28, "{error}");
+    for words in ["reserved", "may need", "zeros", "wait"] {
+        assert!(error.message.contains(words), "{error}");
+    }
+    assert!(during["reserved"].as_u64() > Some(0), "{during}");
+    assert!(during["copying"].as_u64() > Some(0), "{during}");
+    slow_down(&target, Duration::ZERO);
+    let first = target.snapshot_ended("vol0", "first");
+    assert_eq!(first["state"], "complete", "{first}");
+    assert_eq!((count("reserved"), count("owned")), (0, half_and_more), "{}", slots());
+    target.snapshot_delete("vol0", "first");
+    assert_eq!(target.snapshot("vol1", "s")["state"], "complete");
+    target.check_slots();
+    target.stop();
+}

@@ -400,9 +400,9 @@ impl Process {
         self.call("presnap_get_stats", json!({}))["volumes"][0].clone()
     }
 
-    /// Asserts I8 as far as the interface shows it: every slot of every store is in one of the
-    /// three states, and as many are owned as the snapshots say. Slots of copies under way count as
-    /// owned until they are over.
+    /// Asserts I8 as far as the interface shows it: every slot of every store is in one of its
+    /// states, and as many are owned as the snapshots say. Two calls see two moments while copies are
+    /// under way, hence several looks.
     pub fn check_slots(&self) {
         let started = Instant::now();
         while let Err(problem) = self.try_check_slots() {
@@ -419,7 +419,8 @@ impl Process {
         let slots = &stores[0]["slots"];
         let count = |name: &str| slots[name].as_u64().expect("a count");
         let slot_bytes = stores[0]["slot_size_kib"].as_u64().expect("a size") << 10;
-        if count("total") != count("free") + count("staged") + count("owned") {
+        let states = ["free", "reserved", "staged", "copying", "owned"];
+        if count("total") != states.map(count).iter().sum::<u64>() {
             return Err(format!("a slot in no state or in two: {slots}"));
         }
         if owned != count("owned") * slot_bytes {

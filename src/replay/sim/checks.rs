@@ -33,6 +33,10 @@ impl World {
     pub fn check_slots(&self) {
         let Some(node) = &self.node else { return };
         node.slots.self_check();
+        let promised = u64::from(node.slots.reserved_count());
+        if promised != node.engine.reserved_slots() {
+            violated!("{promised} slots are reserved, the engine knows of others");
+        }
         let mut owned = BTreeSet::new();
         let mut own = |slot: SlotIndex, owner: &str| {
             if !owned.insert(slot) {

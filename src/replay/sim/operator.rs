@@ -155,6 +155,8 @@ impl World {
         node.chain.put(record.clone());
         assert!(node.under_way.is_none(), "the chain admits one at a time");
         node.under_way = Some(seq);
+        // Refused or not: what is written before the cut may always make it short.
+        let _ = node.engine.reserve(&mut node.slots);
         self.apply(Event::Create(record));
         if self.random.chance(200) && !self.ending {
             let delay = self.random.below(self.swarm.operation_us_max * 2);
