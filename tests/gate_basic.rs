@@ -2,9 +2,11 @@
 //! and `gate_model.rs` for long random histories.
 #![cfg(not(loom))]
 
+use std::sync::Arc;
+
 use presnap::gate::{
     BlockMap, ChunkIndex, ChunkState, CopyEnd, CutRefused, Entry, Epoch, Gate, Geometry, Initial,
-    LbaRange, OperationNumber, ReadSource,
+    LANES_MAX, LbaRange, OperationNumber, Passage, ReadSource,
 };
 
 const CHUNK_LBAS: u64 = 64;
@@ -235,4 +237,47 @@ fn a_huge_volume_costs_address_space_only() {
     assert_eq!(gate.prefault(C0, 4 << 20), Some(ChunkIndex(4 << 20)));
     let after = resident_kib();
     assert!(before == 0 || after > before + (60 << 10), "{before} KiB, then {after} KiB");
+}
+
+/// The counts of a turn are not used again while its commands are in flight, else under load neither
+/// would ever be over (I6).
+#[test]
+fn a_hung_command_that_passed_stops_the_fourth_cut() {
+    let gate = Arc::new(gate(4, Initial::AllDirty));
+    gate.open_all();
+    let lane = gate.lane();
+    let range = LbaRange::new(0, 1);
+    let hung = lane.enter(range).expect("open");
+    let cut = || {
+        let cut = gate.cut()?;
+        gate.finish_cut();
+        let mut walk = gate.dirty_walk(cut.old_epoch);
+        while !gate.carry_over(&mut walk, 64) {}
+        Ok(cut)
+    };
+    for _ in 0..3 {
+        assert!(cut().expect("there is room for its turn").contains(hung));
+    }
+    assert_eq!(cut(), Err(CutRefused::Draining));
+    lane.leave(hung, range);
+    assert!(cut().expect("all have left").contains(hung));
+}
+
+/// Channels beyond the lanes have their commands counted on the chunks; lanes are given back.
+#[test]
+fn without_a_lane_commands_are_counted() {
+    let gate = Arc::new(gate(4, Initial::AllDirty));
+    gate.open_all();
+    let range = LbaRange::new(0, 1);
+    let mut lanes: Vec<_> = (0..LANES_MAX).map(|_| gate.lane()).collect();
+    let late = gate.lane();
+    let passage = late.enter(range).expect("nothing is pending");
+    assert!(matches!(passage, Passage::Counted(_)));
+    assert_eq!(gate.in_flight(ChunkIndex(0)), 1);
+    late.leave(passage, range);
+    lanes.pop();
+    lanes.push(gate.lane());
+    let passage = lanes[LANES_MAX - 1].enter(range).expect("nothing is pending");
+    assert!(matches!(passage, Passage::Open(_)));
+    lanes[LANES_MAX - 1].leave(passage, range);
 }

@@ -8,10 +8,11 @@
 #![cfg(not(loom))]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use presnap::gate::{
-    BlockMap, ChunkIndex, ChunkState, CopyEnd, CutPoint, CutRefused, DirtyWalk, Entry, Gate,
-    Geometry, Initial, LbaRange, OperationNumber, ReadSource,
+    BlockMap, ChunkIndex, ChunkState, CopyEnd, CutPoint, CutRefused, DirtyWalk, Gate, Geometry,
+    Initial, Lane, LbaRange, OpenWalk, OperationNumber, Passage, ReadSource,
 };
 use proptest::prelude::*;
 
@@ -38,9 +39,12 @@ enum Op {
     Read(u32),
     GiveUp(usize),
     Peek(usize),
+    Open { chunks_max: usize, keep: u32 },
+    Close(u32),
 }
 
 /// The gate's chunk, without bits and epochs packed into a word.
+#[allow(clippy::struct_excessive_bools, reason = "as the gate's word has flags")]
 #[derive(Clone, Debug)]
 struct Chunk {
     epoch: u32,
@@ -48,6 +52,8 @@ struct Chunk {
     count: u32,
     staging: bool,
     staged: bool,
+    /// Commands pass it uncounted.
+    open: bool,
     map: u64,
     slot: Content,
     /// Slot given to the completing snapshot by a writer.
@@ -59,7 +65,7 @@ struct Command {
     range: LbaRange,
     lands: u64,
     id: u64,
-    epoch: u32,
+    passage: Passage,
 }
 
 struct Copy {
@@ -80,7 +86,9 @@ struct Snapshot {
 }
 
 struct Model {
-    gate: Gate,
+    gate: Arc<Gate>,
+    lanes: [Lane; 2],
+    open_walk: OpenWalk,
     chunks: Vec<Chunk>,
     epoch: u32,
     commands: Vec<Command>,
@@ -104,6 +112,8 @@ struct Marks {
     completed: u32,
     given_up: u32,
     read_master: u32,
+    passed: u32,
+    waited_for_passed: u32,
 }
 
 impl Model {
@@ -117,13 +127,17 @@ impl Model {
             count: 0,
             staging: false,
             staged: false,
+            open: false,
             map: 0,
             slot: zero,
             adopted: None,
             master: zero,
         };
+        let gate = Arc::new(Gate::new(geometry, initial, OperationNumber(1)).expect("small"));
         Self {
-            gate: Gate::new(geometry, initial, OperationNumber(1)).expect("small"),
+            lanes: [gate.lane(), gate.lane()],
+            open_walk: gate.open_walk(),
+            gate,
             chunks: vec![chunk; CHUNKS as usize],
             epoch: 1,
             commands: Vec::new(),
@@ -161,6 +175,8 @@ impl Model {
         if self.commands.iter().any(|c| c.range.lba < end(range) && range.lba < end(c.range)) {
             return; // The device may land them in any order; the model could not tell.
         }
+        let covered = || self.gate.geometry().chunks(range).map(ChunkIndex);
+        let open = covered().all(|chunk| self.chunks[chunk.as_usize()].open);
         let (mut parked, mut passed) = (None, Vec::new());
         for chunk in self.gate.geometry().chunks(range).map(ChunkIndex) {
             if self.is_pending(chunk) && !self.is_valid(chunk) {
@@ -178,19 +194,27 @@ impl Model {
             self.marks.adopted_by_writer += u32::from(adopts);
             passed.push(chunk);
         }
-        match (self.gate.enter(range), parked) {
-            (Entry::Entered { operation, epoch }, None) => {
-                assert_eq!(epoch.0, self.epoch);
-                assert!(operation.0 > self.last_operation, "strictly increasing");
-                self.last_operation = operation.0;
-                for chunk in passed {
-                    self.chunk(chunk).count += 1;
+        match (self.lanes[lands as usize % 2].enter(range), parked) {
+            (Ok(passage), None) => {
+                match passage {
+                    Passage::Open(_) => {
+                        assert!(open);
+                        self.marks.passed += 1;
+                    }
+                    Passage::Counted(epoch) => {
+                        assert!(!open && epoch.0 == self.epoch);
+                        for chunk in passed {
+                            self.chunk(chunk).count += 1;
+                        }
+                    }
                 }
-                let id = operation.0;
+                let id = self.gate.next_operation().0;
+                assert!(id > self.last_operation, "strictly increasing");
+                self.last_operation = id;
                 self.land(range, id, |block| lands >> block & 1 == 1);
-                self.commands.push(Command { range, lands, id, epoch: epoch.0 });
+                self.commands.push(Command { range, lands, id, passage });
             }
-            (Entry::Parked { chunk }, Some(expected)) => {
+            (Err(chunk), Some(expected)) => {
                 assert_eq!(chunk, expected);
                 self.marks.parked += 1;
             }
@@ -202,7 +226,7 @@ impl Model {
         if self.commands.is_empty() {
             return;
         }
-        let Command { range, lands, id, .. } =
+        let Command { range, lands, id, passage } =
             self.commands.swap_remove(which % self.commands.len());
         self.land(range, id, |block| lands >> block & 1 == 0);
         for lba in range.lba..range.lba + range.count {
@@ -211,16 +235,52 @@ impl Model {
                 it.map |= 1 << (lba % CHUNK_LBAS);
             }
         }
-        for chunk in self.gate.geometry().chunks(range).map(ChunkIndex) {
-            self.chunk(chunk).count -= 1;
+        if matches!(passage, Passage::Counted(_)) {
+            for chunk in self.gate.geometry().chunks(range).map(ChunkIndex) {
+                self.chunk(chunk).count -= 1;
+            }
         }
-        self.gate.leave(range);
+        self.lanes[lands as usize % 2].leave(passage, range);
+    }
+
+    /// Commands in flight that passed open chunks: any, and any on `chunk`.
+    fn passed_in_flight(&self, chunk: ChunkIndex) -> (bool, bool) {
+        let open = |command: &&Command| matches!(command.passage, Passage::Open(_));
+        let mut passed = self.commands.iter().filter(open);
+        let on_it =
+            |command: &Command| self.gate.geometry().chunks(command.range).contains(&chunk.0);
+        (passed.clone().next().is_some(), passed.any(on_it))
+    }
+
+    fn open(&mut self, chunks_max: usize, keep: u32) {
+        let keep = |chunk: ChunkIndex| chunk.0 % 4 == keep;
+        self.gate.open_some(&mut self.open_walk, 2, chunks_max, keep);
+        for chunk in (0..CHUNKS).map(ChunkIndex) {
+            let (is_open, epoch) = (self.gate.is_open(chunk), self.epoch);
+            let it = self.chunk(chunk);
+            assert!(is_open || !it.open, "open_some closes nothing");
+            let may = it.dirty && it.epoch == epoch && !it.staging && !it.staged && !keep(chunk);
+            assert!(!is_open || it.open || may, "{chunk}");
+            it.open = is_open;
+        }
+    }
+
+    fn close(&mut self, chunk: ChunkIndex) {
+        self.gate.close(chunk);
+        self.chunk(chunk).open = false;
     }
 
     fn begin_copy(&mut self, chunk: ChunkIndex, reads: u64) -> bool {
         let pending = self.is_pending(chunk);
         let (epoch, full) = (self.epoch, self.gate.geometry().full_map(chunk));
+        let (some_passed, passed_on_it) = self.passed_in_flight(chunk);
+        let taken = self.gate.begin_copy(chunk);
         let it = self.chunk(chunk);
+        if taken.is_none() && it.dirty && !it.staging && !it.staged && (it.open || some_passed) {
+            self.marks.waited_for_passed += 1;
+            return false;
+        }
+        assert!(taken.is_none() || it.staged || !(it.open || passed_on_it), "{chunk}");
         let expected = if !it.dirty || it.staging || (pending && it.count > 0) {
             None
         } else {
@@ -230,7 +290,6 @@ impl Model {
             Some(taken)
         };
         let (slot, master) = (it.slot, it.master);
-        let taken = self.gate.begin_copy(chunk);
         assert_eq!(taken, expected);
         let Some(taken) = taken else { return false };
         let mut copy = Copy { chunk: chunk.0, taken, reads, slot };
@@ -293,11 +352,18 @@ impl Model {
             assert_eq!(self.gate.cut(), Err(CutRefused::Completing));
             return;
         }
-        let cut = self.gate.cut().expect("the last snapshot is over and walked");
+        let cut = match self.gate.cut() {
+            Err(CutRefused::Draining) => {
+                assert!(self.passed_in_flight(ChunkIndex(0)).0);
+                return;
+            }
+            cut => cut.expect("the last snapshot is over and walked"),
+        };
         assert_eq!(cut.old_epoch.0, self.epoch);
-        assert!(cut.operation.0 > self.last_operation);
+        assert!(cut.operation.0 >= self.last_operation);
         self.last_operation = cut.operation.0;
         self.epoch += 1;
+        self.chunks.iter_mut().for_each(|chunk| chunk.open = false);
         let mut expected: Vec<Content> = self.chunks.iter().map(|chunk| chunk.master).collect();
         for Command { range, id, .. } in &self.commands {
             for lba in range.lba..range.lba + range.count {
@@ -342,9 +408,16 @@ impl Model {
         let required = snapshot.required[chunk.as_usize()];
         let state = self.gate.classify(chunk, snapshot.cut.old_epoch);
         let (pending, valid) = (self.is_pending(chunk), self.is_valid(chunk));
+        let (some_passed, passed_on_it) = self.passed_in_flight(chunk);
         let full = self.gate.geometry().full_map(chunk);
         let epoch = self.epoch;
         let it = self.chunk(chunk);
+        if state == ChunkState::Draining && it.count == 0 {
+            assert!(pending && some_passed && !it.staged && !it.staging);
+            self.marks.waited_for_passed += 1;
+            return;
+        }
+        assert!(state == ChunkState::Draining || !(pending && passed_on_it), "{chunk}");
         let expected = match &it.adopted {
             Some(_) => ChunkState::Adopted,
             None if !required && it.epoch == epoch => ChunkState::Resolved,
@@ -439,7 +512,7 @@ impl Model {
                 own.or_else(|| self.base.as_ref().map(|base| &base[chunk.as_usize()]))
             }
             ReadSource::Draining => {
-                assert!(it.count > 0);
+                assert!(it.count > 0 || self.passed_in_flight(chunk).0);
                 return;
             }
         };
@@ -476,6 +549,8 @@ impl Model {
             Op::Read(chunk) => self.read(ChunkIndex(chunk)),
             Op::GiveUp(words) => self.give_up(words),
             Op::Peek(words) => self.peek(words),
+            Op::Open { chunks_max, keep } => self.open(chunks_max, keep),
+            Op::Close(chunk) => self.close(ChunkIndex(chunk)),
         }
         self.check();
     }
@@ -484,12 +559,12 @@ impl Model {
     fn check(&self) {
         self.gate.self_check().unwrap_or_else(|broken| panic!("{broken}"));
         assert_eq!(self.gate.is_cut_active(), self.snapshot.is_some());
-        assert!(self.commands.iter().all(|command| command.epoch <= self.epoch));
         for (chunk, it) in (0..CHUNKS).map(ChunkIndex).zip(&self.chunks) {
             let seen = self.gate.view(chunk);
             let expected = (it.epoch, it.count, it.dirty, it.staging, it.staged);
             let view = (seen.epoch.0, seen.in_flight, seen.dirty, seen.staging, seen.staged);
             assert_eq!(view, expected, "{chunk}");
+            assert_eq!(self.gate.is_open(chunk), it.open, "{chunk}");
             assert!(seen.map.0 == it.map || !(it.staged || it.staging), "{chunk}");
             assert_eq!(seen.valid(), self.is_valid(chunk));
         }
@@ -498,7 +573,10 @@ impl Model {
     /// Everything to its end: all commands leave, all copies end, a last snapshot completes.
     fn finish(&mut self) {
         for round in 0..2 {
-            self.apply(&Op::Cut);
+            while self.snapshot.is_none() {
+                self.apply(&Op::Leave(0));
+                self.apply(&Op::Cut);
+            }
             while self.snapshot.is_some() {
                 self.apply(&Op::Walk(1));
                 self.apply(&Op::Leave(0));
@@ -542,6 +620,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => chunks().prop_map(Op::Read),
         1 => (1usize..3).prop_map(Op::GiveUp),
         1 => (1usize..3).prop_map(Op::Peek),
+        4 => (1usize..9, 0u32..5).prop_map(|(chunks_max, keep)| Op::Open { chunks_max, keep }),
+        4 => chunks().prop_map(Op::Close),
     ]
 }
 
@@ -576,17 +656,19 @@ fn the_gate_agrees_with_a_naive_model() {
         all.completed += one.completed;
         all.given_up += one.given_up;
         all.read_master += one.read_master;
+        all.passed += one.passed;
+        all.waited_for_passed += one.waited_for_passed;
         Ok(())
     });
     result.unwrap_or_else(|failure| panic!("{failure}"));
     let marks = marks.into_inner();
     println!("{marks:?}");
     let Marks { parked, adopted_by_writer, adopted_by_engine, preserved, outdated, .. } = marks;
-    let Marks { lost, completed, given_up, read_master, .. } = marks;
+    let Marks { lost, completed, given_up, read_master, passed, waited_for_passed, .. } = marks;
     for mark in [parked, adopted_by_writer, adopted_by_engine, preserved, outdated] {
         assert!(mark > 0, "a rare branch never ran");
     }
-    for mark in [lost, completed, given_up, read_master] {
+    for mark in [lost, completed, given_up, read_master, passed, waited_for_passed] {
         assert!(mark > 0, "a rare branch never ran");
     }
 }

@@ -33,6 +33,17 @@ psc_ticks_hz(void)
 	return spdk_get_ticks_hz();
 }
 
+uint64_t
+psc_os_thread_cpu_ns(void)
+{
+	struct timespec now;
+
+	if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now) != 0) {
+		return 0;
+	}
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
 void *
 psc_dma_zmalloc(size_t len, size_t align)
 {

@@ -140,6 +140,7 @@ device_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
 	io->type = bdev_io->type;
 	io->device = dev->rust;
 	io->channel = channel->rust;
+	io->submit_ticks = bdev_io->internal.submit_tsc;
 	switch (io->type) {
 	case PSC_IO_RESET:
 	case PSC_IO_ABORT:

@@ -104,6 +104,8 @@ const char *psc_spdk_version_string(void);
 
 uint64_t psc_ticks(void);
 uint64_t psc_ticks_hz(void);
+/* Nanoseconds that the calling OS thread has been on a CPU. */
+uint64_t psc_os_thread_cpu_ns(void);
 void *psc_dma_zmalloc(size_t len, size_t align);
 void psc_dma_free(void *buf);
 bool psc_cpu_is_reactor(uint32_t cpu);
@@ -259,6 +261,7 @@ struct psc_io {
 	psc_io_cb base_cb; /* module.c's */
 	uint64_t user[PSC_IO_USER_BYTES / 8];
 	uint64_t src_offset_blocks; /* PSC_IO_COPY */
+	uint64_t submit_ticks; /* when the bdev layer got the command */
 	/* ---------------------------------------------------------------------------------------- */
 	struct spdk_bdev_desc *base_desc; /* while the command waits for something */
 	struct spdk_io_channel *base_ch;

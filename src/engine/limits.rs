@@ -36,6 +36,10 @@ pub struct Limits {
     pub candidates_per_tick: usize,
     /// Words of the dirty index that one tick looks through for chunks to stage.
     pub sweep_words_per_tick: usize,
+    /// Words of the dirty index that one tick looks through for chunks to open.
+    pub open_words_per_tick: usize,
+    /// Chunks that one tick opens, at up to a hundred nanoseconds each.
+    pub open_chunks_per_tick: usize,
 }
 
 impl Default for Limits {
@@ -49,6 +53,8 @@ impl Default for Limits {
             rows_per_transaction: 16 * 1024,
             candidates_per_tick: 64,
             sweep_words_per_tick: 1024,
+            open_words_per_tick: 1024,
+            open_chunks_per_tick: 64,
         }
     }
 }

@@ -23,7 +23,9 @@ use super::records::{
 use super::snapshot::Snapshot;
 use super::staging::Sweep;
 use super::stop::StopPhase;
-use crate::gate::{BlockMap, ChunkIndex, CopyEnd, Epoch, Gate, Geometry, OperationNumber};
+use crate::gate::{
+    BlockMap, ChunkIndex, CopyEnd, Epoch, Gate, Geometry, OpenWalk, OperationNumber,
+};
 
 /// Copies under way at once for a snapshot: enough to keep two NVMe devices busy with 256 KiB
 /// requests, few enough that a parked command's copy does not queue for long behind them.
@@ -202,8 +204,10 @@ pub struct Engine {
     pub(super) jobs: FixedHashMap<JobId, Job>,
     job_count: u64,
     pub(super) policy: Policy,
-    /// A chunk that is due and waits for the pacer or for room.
-    pub(super) held: Option<ChunkIndex>,
+    /// Chunks that are due, closed, and wait for commands that passed them before, for the pacer or for
+    /// room.
+    pub(super) closing: VecDeque<ChunkIndex>,
+    pub(super) open_walk: OpenWalk,
     /// Where the search for dirty chunks that the policy never saw written goes on, and from when.
     pub(super) sweep: Option<Sweep>,
     /// Which chunks changed since the newest complete snapshot is not known (unclean stop): full
@@ -237,6 +241,7 @@ impl Engine {
     ) -> Self {
         let combiner = CrcCombiner::new(gate.geometry().block_bytes());
         let exact = !gate.began_all_dirty();
+        let open_walk = gate.open_walk();
         let mut engine = Self {
             gate,
             combiner,
@@ -249,7 +254,8 @@ impl Engine {
             jobs: FixedHashMap::default(),
             job_count: 0,
             policy: Policy::new(settings.policy),
-            held: None,
+            closing: VecDeque::new(),
+            open_walk,
             sweep: None,
             compare,
             exact,
@@ -358,7 +364,7 @@ impl Engine {
     pub fn set_settings(&mut self, settings: Settings, now: Micros) {
         if settings.policy != self.settings.policy || self.staging_off.is_some() {
             self.policy = Policy::new(settings.policy);
-            self.held = None;
+            self.closing.clear();
             self.staging_off = None;
             self.staging_error_run = 0;
         }
@@ -402,7 +408,7 @@ impl Engine {
             Event::Abort(reason) => self.fail(reason),
             Event::Dirtied(chunks) => self.dirtied(now, &chunks, slots),
             Event::StoreGone(reason) => self.store_is_gone(&reason, slots),
-            Event::Tick => {}
+            Event::Tick => self.open_chunks(),
             Event::Stop => {
                 assert!(self.stop == StopPhase::No, "an engine is stopped once");
                 self.stop = StopPhase::Asked;

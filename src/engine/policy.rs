@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::events::Micros;
 use crate::gate::ChunkIndex;
@@ -28,6 +29,28 @@ impl PolicyKind {
     }
 }
 
+/// Spreads chunk numbers over a map: one multiplication, since each write pays for it. Whoever picks
+/// chunks so that they collide slows nothing but the staging of a volume that is theirs to write.
+#[derive(Default)]
+struct ChunkHasher(u64);
+
+impl Hasher for ChunkHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(u32::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        // The map takes its place from the low bits, and the best ones are the high ones.
+        self.0.rotate_left(32)
+    }
+}
+
 /// Follows the writes of one volume and names chunks that are due.
 ///
 /// Memory: one heap entry and one map entry for each chunk written and not yet named, about
@@ -35,14 +58,14 @@ impl PolicyKind {
 #[derive(Debug)]
 pub struct Policy {
     kind: PolicyKind,
-    last_write: HashMap<ChunkIndex, Micros>,
+    last_write: HashMap<ChunkIndex, Micros, BuildHasherDefault<ChunkHasher>>,
     due: BinaryHeap<Reverse<(Micros, ChunkIndex)>>,
 }
 
 impl Policy {
     /// A policy that has seen nothing yet.
     pub fn new(kind: PolicyKind) -> Self {
-        Self { kind, last_write: HashMap::new(), due: BinaryHeap::new() }
+        Self { kind, last_write: HashMap::default(), due: BinaryHeap::new() }
     }
 
     /// The decision rule in force.

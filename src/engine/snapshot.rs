@@ -10,7 +10,7 @@ use super::machine::{
 use super::records::{
     CatalogRequest, SlotIndex, SlotRef, SnapshotRecord, SnapshotRow, SnapshotState,
 };
-use crate::gate::{self, ChunkIndex, ChunkState, DirtyWalk, Epoch};
+use crate::gate::{self, ChunkIndex, ChunkState, CutRefused, DirtyWalk, Epoch};
 
 /// Attempts to record that a snapshot failed, before the store counts as unusable.
 const FAIL_ATTEMPTS_MAX: u32 = 3;
@@ -186,7 +186,10 @@ impl Engine {
     }
 
     fn cut(&mut self, now: Micros) {
-        let point = self.gate.cut().expect("the snapshot before was cleared away entirely");
+        let point = match self.gate.cut() {
+            Err(refused @ CutRefused::Draining) => return self.give_up(refused.to_string()),
+            point => point.expect("the snapshot before was cleared away entirely"),
+        };
         let walk = self.gate.dirty_walk(point.old_epoch);
         let candidates = std::mem::take(&mut self.staged);
         let total = u64::from(self.gate.geometry().chunk_count());

@@ -32,7 +32,8 @@ impl Engine {
         };
     }
 
-    /// Starts the copies that are due and allowed.
+    /// Starts the copies that are due and allowed. A chunk that commands pass uncounted is closed first,
+    /// and copied when those have left.
     pub(super) fn stage(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
         if self.settings.policy == PolicyKind::Off || self.staging_off.is_some() {
             return;
@@ -41,16 +42,36 @@ impl Engine {
             if self.jobs.len() >= self.limits.staging_in_flight_max {
                 return;
             }
-            let Some(chunk) = self.next_candidate(now) else { return };
-            if !self.stage_chunk(now, chunk, slots) {
-                self.held = Some(chunk);
+            if self.closing.is_empty() {
+                while self.closing.len() < self.limits.staging_in_flight_max
+                    && let Some(chunk) = self.next_candidate(now)
+                {
+                    self.gate.close(chunk);
+                    self.closing.push_back(chunk);
+                }
+            }
+            let Some(&chunk) = self.closing.front() else { return };
+            if !self.gate.is_quiet() || !self.stage_chunk(now, chunk, slots) {
                 return;
             }
+            self.closing.pop_front();
         }
     }
 
+    /// Opens dirty chunks that have no copy and that nobody is about to copy.
+    pub(super) fn open_chunks(&mut self) {
+        let (gate, closing, limits) = (&self.gate, &self.closing, self.limits);
+        let keep = |chunk| closing.contains(&chunk);
+        gate.open_some(
+            &mut self.open_walk,
+            limits.open_words_per_tick,
+            limits.open_chunks_per_tick,
+            keep,
+        );
+    }
+
     fn next_candidate(&mut self, now: Micros) -> Option<ChunkIndex> {
-        if let Some(chunk) = self.held.take().or_else(|| self.policy.next_due(now)) {
+        if let Some(chunk) = self.policy.next_due(now) {
             return Some(chunk);
         }
         let sweep = self.sweep.as_mut()?;

@@ -2,7 +2,7 @@
 
 use super::clock::Now;
 use super::sync::{Ordering, fence};
-use super::word::{ADOPTED, COPY, DIRTY, ONE, STAGED, STAGING, Word};
+use super::word::{ADOPTED, COPY, DIRTY, DRAINED, ONE, STAGED, STAGING, Word};
 use super::{ChunkIndex, Epoch, Gate, LbaRange, OperationNumber};
 
 /// What [`Gate::enter`] says. Unless `Entered`, nothing is counted and nothing may be forwarded.
@@ -58,8 +58,8 @@ enum Refusal {
 }
 
 impl Gate {
-    /// Lets a modifying command into all chunks of `range` or into none. Any thread; never waits:
-    /// it starts over only when a cut came in between.
+    /// Lets a modifying command into all chunks of `range` or into none, counted on each. Any thread;
+    /// never waits: it starts over only when a cut came in between. For what has no [`super::Lane`].
     ///
     /// # Panics
     /// When `range` is empty or not inside the volume.
@@ -183,7 +183,7 @@ impl Gate {
             ReadSource::Adopted
         } else if word.epoch() > old_epoch || !word.has(DIRTY) {
             ReadSource::NotPending
-        } else if word.is_drained() {
+        } else if word.is_drained() && (word.has(COPY | DRAINED) || self.lanes.has_drained()) {
             // Acquired: what those that left have written is there to read.
             ReadSource::Master
         } else {

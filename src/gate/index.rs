@@ -43,11 +43,7 @@ impl DirtyIndex {
 
     /// Marks all `chunk_count` chunks, before anyone else sees the index.
     pub fn fill(&self, epoch: Epoch, chunk_count: u32) {
-        let words = self.of(epoch);
-        for (word, left) in words.iter().zip((1..=chunk_count).rev().step_by(64)) {
-            let bits = u64::MAX >> (u64::BITS - left.min(u64::BITS));
-            word.store(bits, Ordering::Relaxed);
-        }
+        fill(self.of(epoch), chunk_count);
     }
 
     /// Marks `chunk` in `epoch`. The look first saves the read-modify-write in the common case;
@@ -95,6 +91,14 @@ impl DirtyIndex {
     /// Adds `bits` to the word at `position` of `epoch`.
     pub fn add(&self, epoch: Epoch, position: usize, bits: u64) {
         self.of(epoch)[position].fetch_or(bits, Ordering::AcqRel);
+    }
+}
+
+/// Sets the bits of `chunk_count` chunks.
+pub(super) fn fill(words: &[AtomicU64], chunk_count: u32) {
+    for (word, left) in words.iter().zip((1..=chunk_count).rev().step_by(64)) {
+        let bits = u64::MAX >> (u64::BITS - left.min(u64::BITS));
+        word.store(bits, Ordering::Relaxed);
     }
 }
 

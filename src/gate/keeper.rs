@@ -6,7 +6,7 @@
 use super::index::chunks_of;
 use super::sync::Ordering;
 use super::word::{ADOPTED, COPY, DIRTY, DRAINED, STAGED, STAGING};
-use super::{BlockMap, ChunkIndex, DirtyWalk, Epoch, Gate, OperationNumber};
+use super::{BlockMap, ChunkIndex, DirtyWalk, Epoch, Gate, OperationNumber, Passage, Turn};
 
 /// A cut that was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,18 @@ pub struct CutPoint {
     pub new_epoch: Epoch,
     /// The snapshot contains exactly the commands numbered below this.
     pub operation: OperationNumber,
+    /// The snapshot contains the commands that passed open chunks in this turn and earlier.
+    pub old_turn: Turn,
+}
+
+impl CutPoint {
+    /// Whether the snapshot contains the command that came in by `passage`.
+    pub fn contains(&self, passage: Passage) -> bool {
+        match passage {
+            Passage::Open(turn) => turn <= self.old_turn,
+            Passage::Counted(epoch) => epoch <= self.old_epoch,
+        }
+    }
 }
 
 /// Why a cut is refused.
@@ -28,6 +40,9 @@ pub enum CutRefused {
     /// The previous cut's dirty index has been neither taken nor carried over to its end.
     #[error("the previous snapshot's dirty chunks are still being walked")]
     WalkUnfinished,
+    /// Commands from before the last three cuts, all given up, are still in flight.
+    #[error("the master has not ended commands from before the last snapshots")]
+    Draining,
     /// 2^32 cuts since the gate was created.
     #[error("no epochs left; unload and load the volume")]
     EpochsExhausted,
@@ -78,7 +93,7 @@ pub enum CopyEnd {
 pub struct ChunkView {
     /// Epoch of its last resolution or first modification; 0: not touched since load.
     pub epoch: Epoch,
-    /// Modifying commands in flight.
+    /// Modifying commands in flight that are counted on the chunk.
     pub in_flight: u32,
     /// Modified since the last cut, or pending.
     pub dirty: bool,
@@ -98,7 +113,7 @@ impl ChunkView {
 }
 
 impl Gate {
-    /// Makes the cut: O(1), never waits. From here on pending chunks park their writers.
+    /// Makes the cut: O(1), microseconds, never waits for commands. From here on pending chunks park their writers.
     ///
     /// # Errors
     /// When the previous snapshot is not finished, or its walk is not over.
@@ -113,7 +128,15 @@ impl Gate {
             return Err(CutRefused::WalkUnfinished);
         }
         let new_epoch = Epoch(old_epoch.0.checked_add(1).ok_or(CutRefused::EpochsExhausted)?);
-        Ok(CutPoint { old_epoch, new_epoch, operation: self.clock.cut(old_epoch) })
+        if !self.lanes.can_end_turn() {
+            return Err(CutRefused::Draining);
+        }
+        // In this order: see rule 3 in lane.rs.
+        let old_turn = self.lanes.cut(new_epoch);
+        let operation = self.clock.cut(old_epoch);
+        self.lanes.has_cut();
+        let operation = self.with_passed(operation);
+        Ok(CutPoint { old_epoch, new_epoch, operation, old_turn })
     }
 
     /// Ends the completing snapshot, complete or given up: nothing parks any more. Enter all
@@ -151,6 +174,7 @@ impl Gate {
     ) -> bool {
         assert!(walk.epoch() < self.epoch(), "take_dirty of an epoch that is not over");
         for (position, word) in self.index.slice(walk, words_max) {
+            self.lanes.forget(walk.epoch(), position);
             chunks_of(position, word.swap(0, Ordering::AcqRel)).for_each(&mut visit);
         }
         self.note_walked(walk)
@@ -166,6 +190,7 @@ impl Gate {
         let now = self.clock.now();
         assert!(!now.active, "carry_over before finish_cut");
         for (position, word) in self.index.slice(walk, words_max) {
+            self.lanes.forget(walk.epoch(), position);
             self.index.add(now.epoch, position, word.swap(0, Ordering::AcqRel));
         }
         self.note_walked(walk)
@@ -231,7 +256,9 @@ impl Gate {
             if !seen.has(DIRTY) {
                 return ChunkState::NotRequired;
             }
-            if !seen.is_drained() {
+            // Of commands that passed while it was open, the chunk knows nothing. It was closed for its
+            // copy, if there is one.
+            if !seen.is_drained() || (!seen.has(COPY | DRAINED) && !self.lanes.has_drained()) {
                 return ChunkState::Draining;
             }
             // The cut was acquired, so all counts of the old side had been seen and are gone.
@@ -290,8 +317,10 @@ impl Gate {
     /// copy: the map's if it is staged (perhaps none), else all. Read the master only after this;
     /// end with [`Self::end_copy`], once, whatever becomes of the copy.
     ///
-    /// `None`: nothing to copy (clean), a copy is running already, or the chunk is pending and
-    /// commands are in flight on it. Not after [`Self::classify`] said [`ChunkState::Pending`].
+    /// `None`: nothing to copy (clean), a copy is running already, the chunk is pending and commands
+    /// are in flight on it, or it is not pending and it is open, or was and the gate is not quiet
+    /// ([`Self::close`], [`Self::is_quiet`]). Not after [`Self::classify`] said
+    /// [`ChunkState::Pending`].
     pub fn begin_copy(&self, chunk: ChunkIndex) -> Option<BlockMap> {
         let now = self.clock.now();
         let word = self.word(chunk);
@@ -299,6 +328,15 @@ impl Gate {
         let staged = loop {
             let pending = seen.is_pending(now);
             if !seen.has(DIRTY) || seen.has(STAGING) || (pending && !seen.is_drained()) {
+                return None;
+            }
+            let unseen = !seen.has(STAGED | DRAINED)
+                && if pending {
+                    !self.lanes.has_drained()
+                } else {
+                    self.is_open(chunk) || !self.is_quiet()
+                };
+            if unseen {
                 return None;
             }
             let mut next = seen;
@@ -379,7 +417,8 @@ impl Gate {
         self.word(chunk).load().has(DIRTY)
     }
 
-    /// Modifying commands in flight on `chunk`. Any thread.
+    /// Modifying commands in flight on `chunk`, but for those that passed while it was open. Any
+    /// thread.
     pub fn in_flight(&self, chunk: ChunkIndex) -> u32 {
         self.word(chunk).load().in_flight()
     }
@@ -419,6 +458,8 @@ impl Gate {
                 && !self.index.has(now.epoch, chunk)
             {
                 "is dirty but not in the index"
+            } else if self.is_open(chunk) && (word.has(COPY) || !word.has(DIRTY)) {
+                "is open but clean or has a copy"
             } else {
                 continue;
             };

@@ -5,7 +5,9 @@
 //! dirty index. No I/O, no allocation after creation, no lock, nothing of SPDK.
 //!
 //! # Threads
-//! - *Foreground* ([`Gate::enter`], [`Gate::leave`]): any thread, concurrently.
+//! - *Foreground* ([`Lane::enter`], [`Lane::leave`]): a lane per thread, concurrently. What follows is
+//!   said of commands that are counted on their chunks ([`Gate::enter`], [`Gate::leave`]); most pass
+//!   *open* chunks on their lane instead, see `lane.rs` for the rules that make this the same.
 //! - *Snapshot readers* ([`Gate::read_source`], [`Gate::still_pending`]): any thread.
 //! - *Engine* (everything else that changes something): one thread, the volume's.
 //!
@@ -41,6 +43,7 @@ mod foreground;
 mod geometry;
 mod index;
 mod keeper;
+mod lane;
 mod sync;
 mod word;
 
@@ -53,9 +56,11 @@ pub use geometry::{
 };
 pub use index::DirtyWalk;
 pub use keeper::{ChunkState, ChunkView, CopyEnd, CutPoint, CutRefused};
+pub use lane::{LANES_MAX, Lane, OpenWalk, Passage, Turn};
 
 use clock::Clock;
 use index::DirtyIndex;
+use lane::Lanes;
 use sync::{AtomicU32, AtomicU64, Ordering, Pair};
 use word::{DIRTY, WordRef};
 
@@ -106,6 +111,7 @@ pub struct Gate {
     /// Stored word = logical word XOR this.
     mask: u64,
     index: DirtyIndex,
+    lanes: Lanes,
     /// Latest epoch whose dirty index has been taken or carried over entirely. Engine only.
     walked: AtomicU32,
 }
@@ -114,8 +120,9 @@ impl Gate {
     /// A gate for a volume of `geometry`; `next_operation` continues the volume's numbers (the
     /// highest ever given out, plus one).
     ///
-    /// Reserves 16 bytes and a quarter per chunk, lazily: the table costs memory where commands
+    /// Reserves 16.5 bytes per chunk, lazily: the table costs memory where commands
     /// go. Starting all dirty touches the index, 1/8 byte per chunk.
+    /// Commands come in by a [`Lane`].
     ///
     /// # Errors
     /// When the address space for the table cannot be had.
@@ -128,9 +135,11 @@ impl Gate {
         next_operation: OperationNumber,
     ) -> Result<Self, GateOutOfMemory> {
         let chunk_count = geometry.chunk_count();
-        let (Some(chunks), Some(index)) =
-            (sync::zeroed_pairs(chunk_count as usize), DirtyIndex::new(chunk_count))
-        else {
+        let (Some(chunks), Some(index), Some(lanes)) = (
+            sync::zeroed_pairs(chunk_count as usize),
+            DirtyIndex::new(chunk_count),
+            Lanes::new(chunk_count, Epoch(1)),
+        ) else {
             return Err(GateOutOfMemory { chunk_count });
         };
         let mask = match initial {
@@ -141,7 +150,7 @@ impl Gate {
             Initial::Clean => 0,
         };
         let clock = Clock::new(next_operation);
-        Ok(Self { clock, geometry, chunks, mask, index, walked: AtomicU32::new(0) })
+        Ok(Self { clock, geometry, chunks, mask, index, lanes, walked: AtomicU32::new(0) })
     }
 
     /// Sizes of the volume.
@@ -173,7 +182,7 @@ impl Gate {
     /// The number that the next command or cut will get: a copy begun now contains every command
     /// numbered below it that has left. Any thread.
     pub fn next_operation(&self) -> OperationNumber {
-        self.clock.peek()
+        self.with_passed(self.clock.peek())
     }
 
     /// Blocks of `chunk` that its slot lacks; meaningful only while it is staged. Any thread.

@@ -399,6 +399,12 @@ impl<D: BdevDevice> BdevIo<D> {
         unsafe { (*self.raw()).src_offset_blocks }
     }
 
+    /// When the bdev layer got the command, in ticks of [`super::clock`].
+    pub fn submit_ticks(&self) -> u64 {
+        // SAFETY: as in kind().
+        unsafe { (*self.raw()).submit_ticks }
+    }
+
     /// For [`IoType::Zcopy`].
     pub fn zcopy(&self) -> Zcopy {
         // SAFETY: as in kind().

@@ -11,6 +11,12 @@ pub fn now_ticks() -> u64 {
     unsafe { sys::psc_ticks() }
 }
 
+/// Nanoseconds that this OS thread has been on a CPU: what the system gave to others is not in it.
+pub fn thread_cpu_ns() -> u64 {
+    // SAFETY: reads the thread's clock.
+    unsafe { sys::psc_os_thread_cpu_ns() }
+}
+
 /// Ticks per second, constant.
 pub fn ticks_hz() -> u64 {
     static HZ: OnceLock<u64> = OnceLock::new();

@@ -1,11 +1,11 @@
-//! Access records: what the monitor learns of each command, at the price of one queue push.
+//! Access records: what the monitor learns of each command, at the price of four plain stores.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
 
-use crate::spdk::clock;
+use crate::gate::LbaRange;
 
 /// Records per channel. At 500,000 commands a second and a drain every millisecond a tenth of
 /// this is used; the rest is for a late drain. 4096 records of 24 bytes are 96 KiB a channel.
@@ -29,7 +29,7 @@ pub struct AccessRecord {
     pub blocks: u32,
     /// What it did.
     pub kind: AccessKind,
-    /// When it entered, in ticks of [`clock`].
+    /// When it came, in ticks of [`crate::spdk::clock`].
     pub ticks: u64,
 }
 
@@ -88,8 +88,13 @@ impl Commands {
 }
 
 /// The ring of one channel: filled by its thread, drained by the app thread.
+///
+/// One thread fills it and one drains it (under the lock of [`AccessRings`]), so positions are
+/// stored, never compared and swapped. They count on; a place is a position modulo the size.
 pub struct AccessRing {
-    records: ArrayQueue<AccessRecord>,
+    records: Box<[[AtomicU64; 3]]>,
+    filled: CachePadded<AtomicU64>,
+    drained: CachePadded<AtomicU64>,
     lost: AtomicU64,
     commands: [AtomicU64; COMMAND_KINDS],
     blocks: [AtomicU64; COMMAND_KINDS],
@@ -105,12 +110,50 @@ fn add(counter: &AtomicU64, more: u64) {
 impl AccessRing {
     fn new() -> Self {
         Self {
-            records: ArrayQueue::new(RING_RECORDS),
+            records: bytemuck::allocation::zeroed_slice_box(RING_RECORDS),
+            filled: CachePadded::default(),
+            drained: CachePadded::default(),
             lost: AtomicU64::new(0),
             commands: Default::default(),
             blocks: Default::default(),
             failed: AtomicU64::new(0),
         }
+    }
+
+    /// Adds a record unless the ring is full. On the channel's thread.
+    #[inline]
+    fn push(&self, record: AccessRecord) -> bool {
+        let filled = self.filled.load(Ordering::Relaxed);
+        if filled - self.drained.load(Ordering::Acquire) == RING_RECORDS as u64 {
+            return false;
+        }
+        let [lba, ticks, rest] = &self.records[filled as usize % RING_RECORDS];
+        lba.store(record.lba, Ordering::Relaxed);
+        ticks.store(record.ticks, Ordering::Relaxed);
+        let modify = u64::from(record.kind == AccessKind::Modify);
+        rest.store(u64::from(record.blocks) << 1 | modify, Ordering::Relaxed);
+        self.filled.store(filled + 1, Ordering::Release);
+        true
+    }
+
+    /// Takes what is in the ring now. On the draining thread.
+    fn drain(&self, mut take: impl FnMut(AccessRecord)) {
+        let filled = self.filled.load(Ordering::Acquire);
+        for position in self.drained.load(Ordering::Relaxed)..filled {
+            let [lba, ticks, rest] = &self.records[position as usize % RING_RECORDS];
+            let rest = rest.load(Ordering::Relaxed);
+            take(AccessRecord {
+                lba: lba.load(Ordering::Relaxed),
+                blocks: (rest >> 1) as u32,
+                kind: if rest & 1 == 1 { AccessKind::Modify } else { AccessKind::Read },
+                ticks: ticks.load(Ordering::Relaxed),
+            });
+        }
+        self.drained.store(filled, Ordering::Release);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.filled.load(Ordering::Acquire) == self.drained.load(Ordering::Relaxed)
     }
 
     /// Counts a command. On the channel's thread.
@@ -163,13 +206,12 @@ impl AccessRings {
 
     /// Notes a command. Never waits: when the ring is full, the record is lost and counted.
     #[inline]
-    pub fn record(&self, ring: &AccessRing, lba: u64, blocks: u64, kind: AccessKind) {
+    pub fn record(&self, ring: &AccessRing, range: LbaRange, kind: AccessKind, ticks: u64) {
         if !self.recording.load(Ordering::Relaxed) {
             return;
         }
-        let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
-        let record = AccessRecord { lba, blocks, kind, ticks: clock::now_ticks() };
-        if ring.records.push(record).is_err() {
+        let blocks = u32::try_from(range.count).unwrap_or(u32::MAX);
+        if !ring.push(AccessRecord { lba: range.lba, blocks, kind, ticks }) {
             ring.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -180,13 +222,9 @@ impl AccessRings {
         let mut lost = 0;
         self.rings.lock().unwrap_or_else(PoisonError::into_inner).retain(|ring| {
             // What is in it now, not what is added meanwhile: a drain ends.
-            for _ in 0..ring.records.len() {
-                if let Some(record) = ring.records.pop() {
-                    take(record);
-                }
-            }
+            ring.drain(&mut take);
             lost += ring.lost.swap(0, Ordering::Relaxed);
-            let open = Arc::strong_count(ring) > 1 || !ring.records.is_empty();
+            let open = Arc::strong_count(ring) > 1 || !ring.is_empty();
             if !open {
                 let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
                 closed.each(&ring.commands(), u64::wrapping_add);

@@ -519,6 +519,9 @@ async fn open_volume(
             }
         }
     }
+    if !clean {
+        gate.open_all();
+    }
     let gate = Arc::new(gate);
     // From here on the saved state is in memory only.
     store.execute(CatalogRequest::OpenVolume { volume: id }).await.map_err(of_store)?;

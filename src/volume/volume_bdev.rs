@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::access::{AccessKind, AccessRing, AccessRings, CommandKind};
 use super::volume;
-use crate::gate::{ChunkIndex, Entry, Gate, LbaRange};
+use crate::gate::{ChunkIndex, Gate, Lane, LbaRange, Passage};
 use crate::spdk::bdev::{Desc, IoChannel, IoType};
 use crate::spdk::bdev_module::{BdevDevice, BdevIo, ParkedIo, Status};
 use crate::spdk::error::{Errno, IoError};
@@ -31,12 +31,14 @@ pub struct VolumeDevice {
 /// A reactor's part of a volume.
 pub struct VolumeChannel {
     master: IoChannel,
+    lane: Lane,
     ring: Arc<AccessRing>,
 }
 
 impl BdevDevice for VolumeDevice {
     type Channel = VolumeChannel;
-    type IoState = ();
+    /// How the command came in through the gate.
+    type IoState = Option<Passage>;
 
     fn io_type_supported(&self, io_type: IoType) -> bool {
         match io_type {
@@ -48,15 +50,15 @@ impl BdevDevice for VolumeDevice {
     }
 
     fn create_channel(&self) -> Result<VolumeChannel, Errno> {
-        Ok(VolumeChannel { master: self.master.channel()?, ring: self.rings.add() })
+        let master = self.master.channel()?;
+        Ok(VolumeChannel { master, lane: self.gate.lane(), ring: self.rings.add() })
     }
 
     fn submit(&self, channel: &VolumeChannel, io: BdevIo<Self>) {
-        let (lba, blocks) = (io.offset_blocks(), io.num_blocks());
-        channel.ring.count(command_kind(io.kind()), blocks);
+        channel.ring.count(command_kind(io.kind()), io.num_blocks());
         match io.kind() {
             IoType::Read => {
-                self.rings.record(&channel.ring, lba, blocks, AccessKind::Read);
+                self.rings.record(&channel.ring, range(&io), AccessKind::Read, io.submit_ticks());
                 io.forward(&channel.master, Some(ended));
             }
             IoType::Write
@@ -108,30 +110,31 @@ fn range(io: &BdevIo<VolumeDevice>) -> LbaRange {
 }
 
 /// Brings a modifying command into the gate and to the master, or parks it.
-fn admit(io: BdevIo<VolumeDevice>) {
+fn admit(mut io: BdevIo<VolumeDevice>) {
     if io.num_blocks() == 0 {
         return io.complete(Status::Success);
     }
-    let (device, channel) = (io.device(), io.channel());
-    match device.gate.enter(range(&io)) {
-        Entry::Entered { .. } => {
-            device.rings.record(
-                &channel.ring,
-                io.offset_blocks(),
-                io.num_blocks(),
-                AccessKind::Modify,
-            );
+    let (range, ticks) = (range(&io), io.submit_ticks());
+    let (device, channel, state) = io.parts();
+    match channel.lane.enter(range) {
+        Ok(passage) => {
+            *state = Some(passage);
+            device.rings.record(&channel.ring, range, AccessKind::Modify, ticks);
             let master = channel.master.clone();
             io.forward(&master, Some(landed));
         }
-        Entry::Parked { chunk } | Entry::Saturated { chunk } => park(io, chunk),
+        Err(chunk) => park(io, chunk),
     }
 }
 
 /// The master is done with a command that had entered.
 fn landed(io: &mut BdevIo<VolumeDevice>, result: Result<(), IoError>) {
     // Well or not: a failed write may have changed some of its blocks.
-    io.device().gate.leave(range(io));
+    let range = range(io);
+    let (_, channel, state) = io.parts();
+    if let Some(passage) = state.take() {
+        channel.lane.leave(passage, range);
+    }
     ended(io, result);
 }
 

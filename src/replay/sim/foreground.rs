@@ -3,9 +3,9 @@
 use super::disks::Tag;
 use super::marks::Mark;
 use super::random::mix;
-use super::world::{Happening, World, trace};
+use super::world::{Happening, LANES, World, trace};
 use crate::engine::events::Event;
-use crate::gate::{ChunkIndex, ChunkState, Entry, Epoch, LbaRange, OperationNumber};
+use crate::gate::{ChunkIndex, ChunkState, Epoch, LbaRange, OperationNumber, Passage};
 
 /// A command between submission and acknowledgement.
 #[derive(Clone, Debug)]
@@ -14,7 +14,7 @@ pub(super) struct Command {
     pub range: LbaRange,
     /// What it writes; 0 for write zeroes and unmap.
     pub tag: Tag,
-    pub entered: bool,
+    pub passage: Option<Passage>,
     pub epoch: Epoch,
     pub operation: OperationNumber,
     /// It lands in so many parts, scattered over its range.
@@ -45,7 +45,7 @@ impl World {
             client,
             range: self.draw_range(zeroes),
             tag: if zeroes { 0 } else { id },
-            entered: false,
+            passage: None,
             epoch: Epoch(0),
             operation: OperationNumber(0),
             parts: self.random.between(1, 3),
@@ -82,11 +82,21 @@ impl World {
         let now = self.now;
         let gate = self.node().gate.clone();
         let range = self.commands[&id].range;
-        match gate.enter(range) {
-            Entry::Entered { operation, epoch } => {
-                trace!(self, "command {id} {range:?} entered as {operation} in {epoch}");
+        match self.node().lanes[id as usize % LANES].enter(range) {
+            Ok(passage) => {
+                // Nobody else is in the gate between its entry and here.
+                let epoch = gate.epoch();
+                let operation = OperationNumber(gate.next_operation().0 - 1);
+                trace!(
+                    self,
+                    "command {id} {range:?} entered as {operation} in {epoch}, {passage:?}"
+                );
                 let command = self.commands.get_mut(&id).expect("submitted");
-                (command.entered, command.epoch, command.operation) = (true, epoch, operation);
+                command.passage = Some(passage);
+                (command.epoch, command.operation) = (epoch, operation);
+                if matches!(passage, Passage::Open(_)) {
+                    self.mark(Mark::PassedOpen);
+                }
                 if gate.is_cut_active() {
                     let old_epoch = Epoch(epoch.0 - 1);
                     let adopted = |&chunk: &u32| {
@@ -108,7 +118,7 @@ impl World {
                 };
                 self.after(delay, Happening::CommandStep(id));
             }
-            Entry::Parked { chunk } => {
+            Err(chunk) => {
                 trace!(self, "command {id} {range:?} parked on {chunk}");
                 let command = self.commands.get_mut(&id).expect("submitted");
                 command.parked_times += 1;
@@ -123,7 +133,6 @@ impl World {
                     }
                 }
             }
-            Entry::Saturated { .. } => unreachable!("a history has fewer commands"),
         }
     }
 
@@ -166,7 +175,8 @@ impl World {
         trace!(self, "command {id} is done");
         let now = self.micros();
         let node = self.node.as_mut().expect("a process is running");
-        node.gate.leave(range);
+        let passage = self.commands[&id].passage.expect("it entered");
+        node.lanes[id as usize % LANES].leave(passage, range);
         for chunk in self.geometry.chunks(range) {
             node.engine.observe_write(ChunkIndex(chunk), now);
         }

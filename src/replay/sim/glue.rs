@@ -96,7 +96,7 @@ impl World {
     }
 
     fn note_draining(&mut self) {
-        if self.commands.values().any(|command| command.entered) {
+        if self.commands.values().any(|command| command.passage.is_some()) {
             self.mark(Mark::DrainingAtCut);
         }
         if !self.node().copies.is_empty() {

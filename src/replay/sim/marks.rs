@@ -29,6 +29,7 @@ marks! {
     CopyOverlapped "a copy ended outdated",
     StagingAcrossCut "a staging copy was under way at the cut",
     Parked "a command was parked",
+    PassedOpen "a command passed open chunks on its lane",
     ParkedTwice "a command was parked on a second chunk",
     ParkedLate "a command was parked when its snapshot was over",
     DrainingAtCut "commands were in flight on a chunk at the cut",

@@ -35,7 +35,7 @@ impl World {
     pub fn model_cut(&mut self, record: &SnapshotRecord) {
         let node = self.node.as_ref().expect("a process is running");
         let old_epoch = Epoch(node.gate.epoch().0 - 1);
-        for command in self.commands.values().filter(|c| c.entered) {
+        for command in self.commands.values().filter(|c| c.passage.is_some()) {
             // I1: in flight at the cut is before it.
             if command.epoch > old_epoch || command.operation >= record.operation_number {
                 violated!("I1: {command:?} entered before {record:?} and is not before it");

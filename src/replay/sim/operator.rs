@@ -461,6 +461,9 @@ impl World {
         let initial = if clean { Initial::Clean } else { Initial::AllDirty };
         let next = OperationNumber(state.record.operation_number.0 + 1);
         let gate = Arc::new(Gate::new(self.geometry, initial, next).expect("small"));
+        if !clean {
+            gate.open_all();
+        }
         let (settings, now) = (self.settings(), self.micros());
         let mut engine = Engine::new(gate.clone(), self.volume, settings, compare, now);
         engine.set_limits(self.swarm.limits);
@@ -487,6 +490,7 @@ impl World {
             violated!("the volume cannot be opened: {error}");
         }
         self.node = Some(Node {
+            lanes: std::array::from_fn(|_| gate.lane()),
             gate,
             engine,
             chain,

@@ -100,7 +100,7 @@ impl World {
         }
         trace!(self, "reader has read {chunk} of {seq:?} from {source:?}");
         let in_flight = self.commands.values().any(|command| {
-            command.entered
+            command.passage.is_some()
                 && command.epoch <= self.model.snapshots[&seq].old_epoch
                 && self.model.snapshots[&seq].generation == self.generation
                 && self.geometry.chunks(command.range).contains(&chunk.0)

@@ -18,7 +18,7 @@ use super::views::SnapshotViews;
 use crate::engine::events::{JobId, Micros};
 use crate::engine::records::{SlotIndex, SnapshotSeq, VolumeId};
 use crate::engine::{Chain, Engine};
-use crate::gate::{ChunkIndex, Gate, Geometry};
+use crate::gate::{ChunkIndex, Gate, Geometry, Lane};
 use crate::store::sim_device::SimDevice;
 use crate::store::{Catalog, SlotAllocator};
 
@@ -52,10 +52,15 @@ pub(super) enum Happening {
     Restart,
 }
 
+/// Channels of the volume.
+pub(super) const LANES: usize = 2;
+
 /// The process: everything that a power cut takes away.
 #[allow(clippy::struct_excessive_bools)] // Each says whether one thing has happened to it.
 pub(super) struct Node {
     pub gate: Arc<Gate>,
+    /// Commands take them in turn.
+    pub lanes: [Lane; LANES],
     pub engine: Engine,
     pub chain: Chain,
     pub slots: SlotAllocator,
