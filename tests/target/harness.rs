@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 
 /// Hugepages for all processes of one test: twice [`MEMORY_MIB`], and fio's.
 const HUGEPAGES_MIB: u32 = 2560;
+/// Memory in pieces is together again, or given back by whoever holds it, within this time or not soon.
+const HUGEPAGES_MAX: Duration = Duration::from_secs(30);
 /// What one target or agent takes.
 const MEMORY_MIB: u32 = 768;
 /// A start takes under a second; with other work on the machine several.
@@ -253,10 +255,26 @@ impl Drop for Fio {
 struct Hugepages(Child);
 
 impl Hugepages {
+    /// # Panics
+    /// With what to run, when there are none.
     fn reserve(mib: u32) -> Self {
+        let started = Instant::now();
+        loop {
+            match Self::try_reserve(mib) {
+                Ok(reserved) => return reserved,
+                // lib.sh's words for too little memory; all else stays as it is.
+                Err(why) if why.contains("could not give") && started.elapsed() < HUGEPAGES_MAX => {
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                Err(why) => panic!("cannot run: {why}run ./scripts/test.sh as root"),
+            }
+        }
+    }
+
+    fn try_reserve(mib: u32) -> Result<Self, String> {
         let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/lib.sh");
         let script = format!(
-            "source '{}'; hugepages_reserve {mib}; echo reserved; read -r _; exit 0",
+            "source '{}' && hugepages_reserve {mib} && echo reserved && read -r _; exit 0",
             lib.display()
         );
         let mut child = Command::new("bash")
@@ -272,9 +290,9 @@ impl Hugepages {
             let mut why = String::new();
             let _ = child.stderr.take().expect("piped").read_to_string(&mut why);
             let _ = child.wait();
-            panic!("cannot run: {why}run ./scripts/test.sh as root");
+            return Err(why);
         }
-        Self(child)
+        Ok(Self(child))
     }
 }
 
