@@ -98,6 +98,14 @@ psc_bdev_info(struct spdk_bdev *bdev, struct psc_bdev_info *info)
 			info->io_types |= UINT64_C(1) << type;
 		}
 	}
+#if !PSC_SINCE(23, 1)
+	/*
+	 * The NVMe bdev of 20.07 ends a fused command once for each of its halves, where the device leaves
+	 * dword 0 of the completion alone, as NVMe says. Without it the bdev layer makes a compare-and-write
+	 * of a locked range, a read and a write.
+	 */
+	info->io_types &= ~(UINT64_C(1) << SPDK_BDEV_IO_TYPE_COMPARE_AND_WRITE);
+#endif
 }
 
 static void

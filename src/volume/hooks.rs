@@ -1,6 +1,7 @@
 //! What SPDK's bdev layer asks of the module: stores found at start, configuration saved, orderly
 //! shutdown.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use serde_json::json;
 use super::control;
 use super::world::world;
 use crate::spdk::app;
-use crate::spdk::bdev::BdevInfo;
+use crate::spdk::bdev::{BdevInfo, Desc};
 use crate::spdk::bdev_module::{self, ModuleHooks};
 use crate::spdk::executor::{self, LocalFuture};
 use crate::spdk::json::JsonWriter;
@@ -19,7 +20,7 @@ static HOOKS: ModuleHooks = ModuleHooks {
     init: None,
     fini_start: None,
     config_json: Some(config_json),
-    examine_config: None,
+    examine_config: Some(examine_config),
     examine_disk: Some(examine_disk),
 };
 
@@ -51,10 +52,29 @@ pub fn started() {
     .detach();
 }
 
+thread_local! {
+    /// The snapshot bdev that is being looked at, claimed.
+    static CLAIMED: RefCell<Option<Desc>> = const { RefCell::new(None) };
+}
+
+/// A bdev has come. A snapshot of a volume with partitions or logical volumes has their signatures, too:
+/// SPDK's modules would open it, claim it (so that it could not be exported), and meet the originals'
+/// names. They leave alone what is claimed, so it is, until [`examine_disk`].
+fn examine_config(info: &BdevInfo) {
+    // No volume has an "@" in its name.
+    if info.module_name == super::MODULE_NAME && info.name.contains('@') {
+        let claimed = Desc::open(&info.name, false, |_| {})
+            .and_then(|desc| desc.claim().map(|()| desc))
+            .inspect_err(|error| tracing::warn!(bdev = info.name, %error, "snapshot not claimed"));
+        CLAIMED.set(claimed.ok());
+    }
+}
+
 /// A bdev has come: if it carries a store, open that; if volumes waited for it, attach them.
 #[expect(clippy::unnecessary_wraps, reason = "the type of the hook")]
 fn examine_disk(info: &BdevInfo) -> Option<LocalFuture<()>> {
     if info.module_name == super::MODULE_NAME {
+        drop(CLAIMED.take());
         // A volume cannot hold a store, but it can be the master of another.
         return Some(Box::pin(control::attach_awaited()));
     }

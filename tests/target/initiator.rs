@@ -1,7 +1,7 @@
 //! An NVMe/TCP initiator of a page: shows what is on the wire, which SPDK's own initiator keeps to
 //! itself (Identify Namespace, status codes, refused connections).
 //!
-//! One command at a time, in-capsule data only. NVMe over Fabrics 1.1, section 7.4.
+//! One command at a time, or two fused ones, in-capsule data only. NVMe over Fabrics 1.1, section 7.4.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -14,6 +14,11 @@ pub const HOST: &str = "nqn.2016-06.io.spdk:test-host";
 pub const WRITE_PROTECTED: (u8, u8) = (0, 0x20);
 /// "Connect Invalid Host" (command specific).
 pub const INVALID_HOST: (u8, u8) = (1, 0x84);
+
+/// "Compare Failure" (media).
+pub const COMPARE_FAILURE: (u8, u8) = (2, 0x85);
+/// "Command Aborted due to Failed Fused Command" (generic).
+const ABORTED_FAILED_FUSED: (u8, u8) = (0, 9);
 
 /// SPDK takes that much in a command capsule, unless told otherwise.
 const IN_CAPSULE_BYTES: usize = 4096;
@@ -115,6 +120,11 @@ impl Queue {
         data: &[u8],
         read: usize,
     ) -> Result<(u32, Vec<u8>), Error> {
+        self.submit(command, data, read)?;
+        self.answer(read)
+    }
+
+    fn submit(&mut self, command: &Command, data: &[u8], read: usize) -> Result<(), Error> {
         assert!(data.len() <= IN_CAPSULE_BYTES, "in-capsule data only");
         let id = self.next;
         self.next = self.next.wrapping_add(1);
@@ -133,7 +143,11 @@ impl Queue {
         pdu.extend_from_slice(&(72 + data.len() as u32).to_le_bytes());
         pdu.extend_from_slice(&entry);
         pdu.extend_from_slice(data);
-        self.stream.write_all(&pdu)?;
+        Ok(self.stream.write_all(&pdu)?)
+    }
+
+    /// What came of the command that is answered next.
+    fn answer(&mut self, read: usize) -> Result<(u32, Vec<u8>), Error> {
         let mut answer = vec![0; read];
         loop {
             let mut header = [0; 24];
@@ -217,6 +231,20 @@ impl Initiator {
     /// Writes whole blocks of namespace 1.
     pub fn write(&mut self, lba: u64, data: &[u8]) -> Result<(), Error> {
         self.io.run(&Self::range(1, lba, data.len() / BLOCK), data, 0).map(drop)
+    }
+
+    /// Compares whole blocks and writes others if they are equal, as one command of two fused ones.
+    pub fn compare_and_write(&mut self, lba: u64, was: &[u8], new: &[u8]) -> Result<(), Error> {
+        for (opcode, flags, data) in [(5, 0x41, was), (1, 0x42, new)] {
+            // The scatter-gather list, and first or second of two.
+            let command = Self::range(opcode, lba, data.len() / BLOCK).with(1, &[flags]);
+            self.io.submit(&command, data, 0)?;
+        }
+        let answers = [self.io.answer(0), self.io.answer(0)];
+        // One status that is not "aborted for the other of the two" says why.
+        let mut errors = answers.into_iter().filter_map(Result::err).collect::<Vec<_>>();
+        errors.sort_by_key(|error| error.status() == Some(ABORTED_FAILED_FUSED));
+        errors.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Writes zeroes.

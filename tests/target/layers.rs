@@ -1,10 +1,12 @@
 //! Volumes above and below SPDK's other virtual bdevs: the data path is alive, snapshots are right.
 
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use uuid::Uuid;
 
-use crate::harness::{Bench, Process, spdk_folder};
+use crate::harness::{Bench, Process, Subsystem, spdk_folder, wait_for};
 use crate::initiator::{HOST, Initiator};
 
 fn connect(target: &Process, bdev: &str) -> Initiator {
@@ -15,6 +17,11 @@ fn connect(target: &Process, bdev: &str) -> Initiator {
 /// Writes through `top`, takes a snapshot of `volume`, writes again: the snapshot has the first, and
 /// `top` the second.
 fn exercise(target: &Process, top: &str, volume: &str) {
+    exercise_at(target, top, volume, 0);
+}
+
+/// The same for a `top` that begins at a block of `volume`.
+fn exercise_at(target: &Process, top: &str, volume: &str, begin: u64) {
     let name = top.replace('/', "-");
     let mut writer = connect(target, top);
     for lba in [0, 1000, 16_376] {
@@ -27,14 +34,14 @@ fn exercise(target: &Process, top: &str, volume: &str) {
     }
     let mut reader = Initiator::connect(export.ports[0], &export.nqn, HOST).expect("connected");
     for lba in [0, 1000, 16_376] {
-        assert_eq!(reader.read(lba, 8).expect("read"), [0xa1; 4096], "{top} at {lba}");
+        assert_eq!(reader.read(begin + lba, 8).expect("read"), [0xa1; 4096], "{top} at {lba}");
         assert_eq!(writer.read(lba, 8).expect("read"), [0xb2; 4096], "{top} at {lba}");
     }
     writer.deallocate(0, 8).expect("deallocated");
     writer.write_zeroes(1000, 8).expect("zeroes written");
     assert_eq!(writer.read(1000, 8).expect("read"), [0; 4096], "{top}");
-    assert_eq!(reader.read(0, 8).expect("read"), [0xa1; 4096], "{top}");
-    assert_eq!(reader.read(1000, 8).expect("read"), [0xa1; 4096], "{top}");
+    assert_eq!(reader.read(begin, 8).expect("read"), [0xa1; 4096], "{top}");
+    assert_eq!(reader.read(begin + 1000, 8).expect("read"), [0xa1; 4096], "{top}");
 }
 
 #[test]
@@ -92,7 +99,7 @@ fn other_layers_work_on_top_of_volumes() {
     for (top, volume) in [("v0p0", "v0"), ("p1", "v1"), ("v3", "v3")] {
         exercise(&target, top, volume);
     }
-    // Where a logical volume is in its volume is its own affair.
+    // Where a logical volume is in its volume is its own affair. Nobody looks for it in the snapshots.
     let mut host = connect(&target, "lvs/l2");
     host.write(0, &[0xa1; 4096]).expect("written");
     let before = target.snapshot("v2", "before");
@@ -101,7 +108,112 @@ fn other_layers_work_on_top_of_volumes() {
     let after = target.snapshot("v2", "after");
     assert_eq!((&before["state"], &after["state"]), (&json!("complete"), &json!("complete")));
     assert!(after["chunks"]["required"].as_u64() >= Some(1), "{after}");
+    target.export("v2", "after");
+    let stores = target.call("bdev_lvol_get_lvstores", json!({}));
+    assert_eq!(stores.as_array().map(Vec::len), Some(1), "{stores}");
 
+    target.check_slots();
+    target.stop();
+}
+
+/// What fio gets of 4 KiB random writes, per second.
+fn writes_per_s(bench: &Bench, served: &Subsystem) -> f64 {
+    let options = ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--time_based", "--runtime=3"];
+    bench.fio(served, &options)["write"]["iops"].as_f64().expect("a rate")
+}
+
+#[test]
+fn a_rate_limit_on_a_volume_holds_also_while_a_snapshot_completes() {
+    const LIMIT_PER_S: u32 = 2000;
+    let limit = f64::from(LIMIT_PER_S);
+    let bench = Bench::new();
+    let target = bench.target("target", &[]);
+    target.malloc("m0", 64, 4096);
+    target.aio("s0", &bench.file("s0.img", 512), 4096);
+    target.store("st", "s0", 64);
+    // So that the snapshot takes longer than the load.
+    target.volume("v0", "m0", "st", &json!({"idle_ms": 10, "copy_mbytes_per_sec": 10}));
+    let served = target.serve_nvmf("v0", 1);
+    assert!(writes_per_s(&bench, &served) > 1.5 * limit, "too slow to tell");
+    target.call("bdev_set_qos_limit", json!({"name": "v0", "rw_ios_per_sec": LIMIT_PER_S}));
+    let limited = writes_per_s(&bench, &served);
+    assert!((0.4 * limit..1.25 * limit).contains(&limited), "{limited} per second");
+    target.snapshot_cut("v0", "s");
+    let limited = writes_per_s(&bench, &served);
+    assert!((0.4 * limit..1.25 * limit).contains(&limited), "{limited} per second");
+    target.call("presnap_set_policy", json!({"volume": "v0", "copy_mbytes_per_sec": 0}));
+    assert_eq!(target.snapshot_ended("v0", "s")["state"], "complete");
+    target.call("bdev_set_qos_limit", json!({"name": "v0", "rw_ios_per_sec": 0}));
+    assert!(writes_per_s(&bench, &served) > 1.5 * limit, "the limit stays");
+    target.check_slots();
+    target.stop();
+}
+
+/// CRC-32 as in a partition table (IEEE 802.3).
+fn crc32(bytes: &[u8]) -> [u8; 4] {
+    let crc = bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 }
+        })
+    });
+    (!crc).to_le_bytes()
+}
+
+/// A partition table for a disk of so many blocks of 512 bytes: one partition, of the type that SPDK
+/// takes for its own. UEFI 2.10, chapter 5.
+fn partition_table(blocks: u64, first: u64, last: u64) -> Vec<u8> {
+    let mut table = vec![0; 34 * 512];
+    let mut put = |at: usize, bytes: &[u8]| table[at..at + bytes.len()].copy_from_slice(bytes);
+    // The protective MBR.
+    put(446 + 4, &[0xee]);
+    put(446 + 8, &1_u32.to_le_bytes());
+    put(446 + 12, &(blocks as u32 - 1).to_le_bytes());
+    put(510, &[0x55, 0xaa]);
+    // The one entry.
+    let uuid = |text: &str| Uuid::parse_str(text).expect("a UUID").to_bytes_le();
+    put(1024, &uuid("7c5222bd-8f5d-4087-9c00-bf9843c7b58c"));
+    put(1024 + 16, &uuid("6f9619ff-8b86-4d01-b42d-00cf4fc964ff"));
+    put(1024 + 32, &first.to_le_bytes());
+    put(1024 + 40, &last.to_le_bytes());
+    let entries = crc32(&table[1024..]);
+    let mut put = |at: usize, bytes: &[u8]| table[at..at + bytes.len()].copy_from_slice(bytes);
+    put(512, b"EFI PART\0\0\x01\0\x5c\0\0\0");
+    for (at, value) in [(24, 1), (32, blocks - 1), (40, 34), (48, blocks - 34), (72, 2)] {
+        put(512 + at, &value.to_le_bytes());
+    }
+    put(512 + 56, &uuid("0b9e3c1e-5d57-4c4e-8d0f-7f0f8e6f0a11"));
+    put(512 + 80, &128_u32.to_le_bytes());
+    put(512 + 84, &128_u32.to_le_bytes());
+    put(512 + 88, &entries);
+    let header = crc32(&table[512..512 + 92]);
+    table[512 + 16..512 + 20].copy_from_slice(&header);
+    table
+}
+
+#[test]
+fn partitions_of_a_volume_are_found_and_work() {
+    const PARTITION: u64 = 2048;
+    let bench = Bench::new();
+    let target = bench.target("target", &[]);
+    target.malloc("m0", 32, 512);
+    target.aio("s0", &bench.file("s0.img", 256), 512);
+    target.store("st", "s0", 64);
+    target.volume("v0", "m0", "st", &json!({"idle_ms": 10}));
+    let mut host = connect(&target, "v0");
+    for (index, piece) in partition_table(65_536, PARTITION, 65_000).chunks(4096).enumerate() {
+        host.write(index as u64 * 8, piece).expect("written");
+    }
+    assert_eq!(target.snapshot("v0", "table")["state"], "complete");
+    drop(host);
+    // SPDK looks for partitions when a bdev comes.
+    target.call("bdev_presnap_delete", json!({"name": "v0"}));
+    target.volume("v0", "m0", "st", &json!({"idle_ms": 10}));
+    // Not of snapshots, which are found with the same table.
+    assert!(target.try_call("bdev_get_bdevs", json!({"name": "v0@tablep1"})).is_err());
+    wait_for("the partition", Duration::from_secs(10), || {
+        target.try_call("bdev_get_bdevs", json!({"name": "v0p1"})).ok()
+    });
+    exercise_at(&target, "v0p1", "v0", PARTITION);
     target.check_slots();
     target.stop();
 }

@@ -27,6 +27,7 @@ mod control;
 mod cut;
 mod export;
 mod faults;
+mod fused;
 mod harness;
 mod harness_works;
 mod history;
