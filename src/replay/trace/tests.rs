@@ -81,7 +81,7 @@ fn fio_with_and_without_times() {
 fn errors_name_file_line_problem_and_remedy() {
     let header = "time_us,op,offset_bytes,length_bytes\n";
     for (content, words) in [
-        ("".to_owned(), "line 1: it is empty"),
+        (String::new(), "line 1: it is empty"),
         ("hello\n".to_owned(), "begins with \"hello\""),
         (format!("{header}1,W,0\n"), "line 2: it has 3 fields, not 4"),
         (format!("{header}0,R,0,512\n1,X,0,512\n"), "line 3: op is \"X\""),
