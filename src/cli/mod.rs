@@ -6,10 +6,12 @@
 mod client;
 mod progress;
 mod render;
+mod replay;
 mod serve;
 mod tree;
 
 pub use client::{Client, ClientError};
+pub use replay::ReplayArgs;
 pub use serve::{CoreList, LogLevel, ServeOptions};
 pub use tree::DEFAULT_SOCKET;
 
@@ -122,6 +124,7 @@ fn perform(request: &Request, console: &mut Console<'_>) -> Result<String, Failu
             Ok(pretty(&json!(names)))
         }
         Action::ListMethods => Ok(render::methods()),
+        Action::Replay(args) => replay::run(args, request.json, console),
         Action::Serve(options) => start(options).map(|()| String::new()).map_err(Failure::refused),
         Action::Raw(method, params) => raw(request, method, params.as_ref()),
         Action::ListVolumes(name) => list_volumes(request, name.as_deref()),

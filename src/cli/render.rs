@@ -44,7 +44,7 @@ pub fn clean(text: &str) -> String {
 }
 
 /// A table with these headings; columns from `numbers_from` on are right-aligned.
-fn table(headings: &[&str], right: &[usize]) -> Table {
+pub(super) fn table(headings: &[&str], right: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_content_arrangement(ContentArrangement::Disabled);
@@ -60,7 +60,7 @@ fn table(headings: &[&str], right: &[usize]) -> Table {
     table
 }
 
-fn text(table: &Table) -> String {
+pub(super) fn text(table: &Table) -> String {
     table.trim_fmt() + "\n"
 }
 

@@ -1,4 +1,4 @@
-//! The command tree: `serve`, `rpc` and `volume list` are written out, all other commands follow
+//! The command tree: `serve`, `rpc`, `replay` and `volume list` are written out, all other commands follow
 //! from the table of methods.
 
 use std::ffi::OsString;
@@ -9,6 +9,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches as _, value_parser};
 use serde_json::{Map, Value};
 
+use super::replay::ReplayArgs;
 use super::serve::ServeOptions;
 use crate::rpc::schema::{Kind, Method, Param};
 use crate::rpc::{METHODS, method};
@@ -34,6 +35,8 @@ pub struct Request {
 pub enum Action {
     /// Start the target.
     Serve(Box<ServeOptions>),
+    /// Replay traces; needs no target.
+    Replay(Box<ReplayArgs>),
     /// Call a method of the table; parameters as given.
     Call(&'static Method, Value),
     /// List volumes, or the one with this name.
@@ -139,6 +142,11 @@ pub fn command() -> Command {
             ServeOptions::augment_args(Command::new("serve"))
                 .about("Starts the target")
                 .after_help(SERVE_HELP),
+        )
+        .subcommand(
+            ReplayArgs::augment_args(Command::new("replay"))
+                .about("Replays a block trace under several policies; needs no target")
+                .after_help(super::replay::HELP),
         )
         .subcommand(group("store", "Formats, loads and lists stores"))
         .subcommand(
@@ -287,6 +295,7 @@ fn request(command: &mut Command, matches: &ArgMatches) -> Result<Request, clap:
             options.socket.clone_from(&socket);
             Action::Serve(Box::new(options))
         }
+        ["replay"] => Action::Replay(Box::new(ReplayArgs::from_arg_matches(leaf_matches)?)),
         ["volume", "list"] => Action::ListVolumes(leaf_matches.get_one("name").cloned()),
         ["rpc"] => rpc_action(command, leaf_matches)?,
         _ => {

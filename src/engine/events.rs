@@ -1,6 +1,7 @@
 //! What goes into the engine and what comes out of it.
 
 use super::records::{BlockCrcs, CatalogReply, CatalogRequest, SlotIndex, SlotRef, SnapshotRecord};
+use super::scores::Score;
 use crate::gate::{BlockMap, ChunkIndex};
 
 /// A moment in microseconds on the clock of whoever drives the engine (monotonic).
@@ -92,6 +93,14 @@ pub enum Event {
     Dirtied(Vec<ChunkIndex>),
     /// The store can't be used any more; staging and snapshots are over, the volume serves on.
     StoreGone(String),
+    /// What a predictor thinks of chunks now, for [`super::PolicyKind::Scored`]: the probability
+    /// that a copy made now is of use. It names the chunks it follows that are dirty and have no
+    /// valid copy; it may name others, and should where room for copies is short, since staged
+    /// copies give way by their scores. Scores that came before are void.
+    Scores(Vec<(ChunkIndex, Score)>),
+    /// The chunks that are likely to be written soonest, in that order: where the next snapshot
+    /// begins to copy. A few hundred are enough.
+    Soonest(Vec<ChunkIndex>),
     /// Time passed.
     Tick,
     /// The volume takes no commands any more; save what a clean start may trust.

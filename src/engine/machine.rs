@@ -204,6 +204,8 @@ pub struct Engine {
     pub(super) jobs: FixedHashMap<JobId, Job>,
     job_count: u64,
     pub(super) policy: Policy,
+    /// Where the next snapshot begins to copy.
+    pub(super) soonest: Vec<ChunkIndex>,
     /// Chunks that are due, closed, and wait for commands that passed them before, for the pacer or for
     /// room.
     pub(super) closing: VecDeque<ChunkIndex>,
@@ -254,6 +256,7 @@ impl Engine {
             jobs: FixedHashMap::default(),
             job_count: 0,
             policy: Policy::new(settings.policy),
+            soonest: Vec::new(),
             closing: VecDeque::new(),
             open_walk,
             sweep: None,
@@ -408,6 +411,11 @@ impl Engine {
             Event::Abort(reason) => self.fail(reason),
             Event::Dirtied(chunks) => self.dirtied(now, &chunks, slots),
             Event::StoreGone(reason) => self.store_is_gone(&reason, slots),
+            Event::Scores(scores) => {
+                let staged = &self.staged;
+                self.policy.take_scores(scores, |chunk| staged.contains_key(&chunk));
+            }
+            Event::Soonest(chunks) => self.soonest = chunks,
             Event::Tick => self.open_chunks(),
             Event::Stop => {
                 assert!(self.stop == StopPhase::No, "an engine is stopped once");
@@ -483,7 +491,7 @@ impl Engine {
         self.schedule_sweep(now);
     }
 
-    fn drop_staged(&mut self, chunk: ChunkIndex, slots: &mut dyn SlotSpace) {
+    pub(super) fn drop_staged(&mut self, chunk: ChunkIndex, slots: &mut dyn SlotSpace) {
         if let Some(staged) = self.staged.remove(&chunk) {
             self.counters.dropped_copies += 1;
             assert!(self.gate.drop_staged(chunk), "the gate and the engine agree");

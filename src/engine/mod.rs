@@ -12,6 +12,7 @@ mod machine;
 mod pacer;
 mod policy;
 pub mod records;
+mod scores;
 mod snapshot;
 mod space;
 mod staging;
@@ -26,5 +27,6 @@ pub use machine::{
     StagedChunk,
 };
 pub use policy::{Policy, PolicyKind};
+pub use scores::Score;
 pub use space::{HeldSlots, Shortage};
 pub use staging::{STAGING_ERRORS_MAX, STAGING_IN_FLIGHT_MAX};

@@ -5,6 +5,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::events::Micros;
+use super::scores::{Score, Scores};
 use crate::gate::ChunkIndex;
 
 /// How staging decides.
@@ -17,6 +18,12 @@ pub enum PolicyKind {
         /// Time without a write, in microseconds.
         rest_us: u64,
     },
+    /// Stage what a predictor scores at least so high ([`super::events::Event::Scores`]), the
+    /// highest score first.
+    Scored {
+        /// The score.
+        threshold: Score,
+    },
 }
 
 impl PolicyKind {
@@ -25,6 +32,7 @@ impl PolicyKind {
         match self {
             PolicyKind::Off => "off",
             PolicyKind::Idle { .. } => "idle",
+            PolicyKind::Scored { .. } => "scored",
         }
     }
 }
@@ -60,12 +68,18 @@ pub struct Policy {
     kind: PolicyKind,
     last_write: HashMap<ChunkIndex, Micros, BuildHasherDefault<ChunkHasher>>,
     due: BinaryHeap<Reverse<(Micros, ChunkIndex)>>,
+    scores: Scores,
 }
 
 impl Policy {
     /// A policy that has seen nothing yet.
     pub fn new(kind: PolicyKind) -> Self {
-        Self { kind, last_write: HashMap::default(), due: BinaryHeap::new() }
+        Self {
+            kind,
+            last_write: HashMap::default(),
+            due: BinaryHeap::new(),
+            scores: Scores::default(),
+        }
     }
 
     /// The decision rule in force.
@@ -75,7 +89,14 @@ impl Policy {
 
     /// A modifying command touched `chunk`.
     pub fn observe(&mut self, chunk: ChunkIndex, now: Micros) {
-        let PolicyKind::Idle { rest_us } = self.kind else { return };
+        let rest_us = match self.kind {
+            PolicyKind::Off => return,
+            PolicyKind::Idle { rest_us } => rest_us,
+            PolicyKind::Scored { .. } => {
+                self.last_write.insert(chunk, now);
+                return;
+            }
+        };
         // One heap entry per chunk: a chunk that is written again is put back when its entry
         // comes up, not on each write.
         if self.last_write.insert(chunk, now).is_none() {
@@ -88,9 +109,40 @@ impl Policy {
         self.last_write.get(&chunk).copied()
     }
 
-    /// The next chunk worth a copy now, if any; it is not named again until it is written again.
+    /// Takes the scores of now; those before are void. `is_staged` tells what could be given up.
+    pub(super) fn take_scores(
+        &mut self,
+        scores: Vec<(ChunkIndex, Score)>,
+        is_staged: impl Fn(ChunkIndex) -> bool,
+    ) {
+        if let PolicyKind::Scored { threshold } = self.kind {
+            self.last_write.clear();
+            self.scores = Scores::new(scores, threshold, is_staged);
+        }
+    }
+
+    /// Whether `chunk` is judged by this policy, so that no sweep need bring it up.
+    pub(super) fn follows(&self, chunk: ChunkIndex) -> bool {
+        self.last_write.contains_key(&chunk) || self.scores.of(chunk).is_some()
+    }
+
+    /// A staged chunk that is worth so much less than `chunk` that its slot is better used for that.
+    pub(super) fn victim(&mut self, chunk: ChunkIndex) -> Option<ChunkIndex> {
+        self.scores.victim(chunk)
+    }
+
+    /// The next chunk worth a copy now, if any; it is not named again until it is written again, or
+    /// scored again.
     pub fn next_due(&mut self, now: Micros) -> Option<ChunkIndex> {
-        let PolicyKind::Idle { rest_us } = self.kind else { return None };
+        let rest_us = match self.kind {
+            PolicyKind::Off => return None,
+            PolicyKind::Idle { rest_us } => rest_us,
+            PolicyKind::Scored { .. } => {
+                // Written since it was scored: it has to be judged anew.
+                let last_write = &self.last_write;
+                return self.scores.next(|chunk| !last_write.contains_key(&chunk));
+            }
+        };
         loop {
             let Reverse((due, chunk)) = *self.due.peek()?;
             if due > now {

@@ -186,6 +186,10 @@ impl Engine {
     }
 
     fn cut(&mut self, now: Micros) {
+        // Looked at before the walk comes to them; the walk finds them settled or under way.
+        let mut first = std::mem::take(&mut self.soonest);
+        first.truncate(self.limits.pending_max);
+        first.retain(|&chunk| self.gate.is_dirty(chunk));
         let point = match self.gate.cut() {
             Err(refused @ CutRefused::Draining) => return self.give_up(refused.to_string()),
             point => point.expect("the snapshot before was cleared away entirely"),
@@ -197,6 +201,7 @@ impl Engine {
         snapshot.phase = Phase::Copy;
         snapshot.old_epoch = point.old_epoch;
         snapshot.walk = Some(walk);
+        snapshot.brought_up.extend(first);
         snapshot.candidates = candidates;
         snapshot.record.operation_number = point.operation;
         snapshot.record.chunks.total = total;

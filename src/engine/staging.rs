@@ -11,6 +11,10 @@ pub const STAGING_IN_FLIGHT_MAX: usize = 4;
 /// Consecutive staging errors after which staging is switched off until the policy is set again.
 pub const STAGING_ERRORS_MAX: u32 = 8;
 
+/// What nobody ever saw written since the volume was attached rests: time until it is staged when a
+/// predictor, which knows nothing of it, scores the others.
+const UNSEEN_REST_US: u64 = 60_000_000;
+
 /// A search for dirty chunks that the policy never saw written.
 #[derive(Debug)]
 pub(super) struct Sweep {
@@ -22,14 +26,16 @@ pub(super) struct Sweep {
 impl Engine {
     /// Looks for dirty chunks that the policy never saw written, once they may have rested.
     pub(super) fn schedule_sweep(&mut self, now: Micros) {
-        self.sweep = match self.settings.policy {
+        let rest_us = match self.settings.policy {
             PolicyKind::Off => None,
-            PolicyKind::Idle { rest_us } => Some(Sweep {
-                from: Micros(now.0 + rest_us),
-                walk: self.gate.dirty_walk(self.gate.epoch()),
-                found: Vec::new(),
-            }),
+            PolicyKind::Idle { rest_us } => Some(rest_us),
+            PolicyKind::Scored { .. } => Some(UNSEEN_REST_US),
         };
+        self.sweep = rest_us.map(|rest_us| Sweep {
+            from: Micros(now.0 + rest_us),
+            walk: self.gate.dirty_walk(self.gate.epoch()),
+            found: Vec::new(),
+        });
     }
 
     /// Starts the copies that are due and allowed. A chunk that commands pass uncounted is closed first,
@@ -84,9 +90,9 @@ impl Engine {
             return None;
         }
         for _ in 0..self.limits.sweep_words_per_tick {
-            // Chunks that the policy follows come up by themselves when they have rested.
+            // Chunks that the policy follows come up by themselves when it is time.
             while let Some(chunk) = sweep.found.pop() {
-                if self.policy.last_write(chunk).is_none() {
+                if !self.policy.follows(chunk) {
                     return Some(chunk);
                 }
             }
@@ -122,8 +128,7 @@ impl Engine {
             },
             None => (full, true),
         };
-        if new_slot && (slots.free() == 0 || self.staged_slots() >= self.settings.staging_slots_max)
-        {
+        if new_slot && self.is_full(slots) && !self.make_room_for(chunk, slots) {
             self.counters.staging_refused += 1;
             return true;
         }
@@ -142,9 +147,21 @@ impl Engine {
         }
     }
 
-    fn staged_slots(&self) -> u64 {
+    fn is_full(&self, slots: &dyn SlotSpace) -> bool {
         // Zero and unchanged chunks count too: they take a slot as soon as they change.
-        (self.staged.len() + self.jobs.len()) as u64
+        let staged_slots = (self.staged.len() + self.jobs.len()) as u64;
+        slots.free() == 0 || staged_slots >= self.settings.staging_slots_max
+    }
+
+    /// Gives up a staged copy that is worth less than one of `chunk`.
+    fn make_room_for(&mut self, chunk: ChunkIndex, slots: &mut dyn SlotSpace) -> bool {
+        while let Some(victim) = self.policy.victim(chunk) {
+            if victim != chunk && self.staged.contains_key(&victim) {
+                self.drop_staged(victim, slots);
+                return !self.is_full(slots);
+            }
+        }
+        false
     }
 
     /// A staging copy ended in an error.

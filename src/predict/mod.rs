@@ -25,6 +25,17 @@ pub const WINDOWS_US: [u64; WINDOWS] = [10_000_000, 60_000_000, 300_000_000, 900
 pub struct Context {
     /// When the next snapshot will be, from the end of the tick's window.
     pub forecast: Forecast,
+    /// Bytes that copying all there is to copy would take now.
+    pub work_bytes: u64,
+    /// Limit on background copying.
+    pub copy_bytes_per_s_max: Option<u64>,
+}
+
+impl Context {
+    /// A context that knows of no work and no limit.
+    pub fn new(forecast: Forecast) -> Self {
+        Self { forecast, work_bytes: 0, copy_bytes_per_s_max: None }
+    }
 }
 
 /// What a predictor says of each row of a tick.

@@ -1,9 +1,27 @@
-//! Runs of the real gate, engine and catalog without a device: [`sim`] for faults, [`trace`] and
-//! what replays it for policies.
+//! Runs of the real gate, engine and store without a device: [`sim`] looks for faults, [`run`]
+//! replays a [`trace`] in virtual time to see what a policy is worth.
 #![forbid(unsafe_code)]
 
+mod devices;
+mod foreground;
+mod glue;
+pub mod policies;
+mod random;
+mod report;
+pub mod run;
+mod schedule;
+mod scorer;
 pub mod sim;
+#[cfg(test)]
+mod tests;
 pub mod trace;
+
+pub use devices::DeviceSpeed;
+pub use policies::PolicySpec;
+pub use report::{Left, Parked, Report, SnapshotReport, Staging};
+pub use run::{Policy, Progress, ReplayError, ReplayOptions, replay};
+pub use schedule::Schedule;
+pub use scorer::Scorer;
 
 use std::path::PathBuf;
 

@@ -22,7 +22,6 @@ mod marks;
 mod model;
 mod operator;
 mod oracle;
-mod random;
 mod readers;
 mod swarm;
 mod views;
@@ -40,6 +39,7 @@ use crate::gate::OperationNumber;
 use crate::store::sim_device::{CrashMode, SimDevice};
 use crate::store::{FormatOptions, SharedDevice};
 
+use super::random;
 pub use marks::{Mark, Marks};
 use random::Random;
 use swarm::Swarm;

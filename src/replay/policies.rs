@@ -1,0 +1,178 @@
+//! Policies by name, as a command line has them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use super::run::Policy;
+use super::schedule::Schedule;
+use super::scorer::Scorer;
+use super::trace::{Survey, Trace, TraceError, TraceKind};
+use crate::predict::Predictor;
+use crate::predict::baseline::{Deadline, Likely, Oracle, Rate};
+
+/// A policy and its setting.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum PolicySpec {
+    /// Stage nothing.
+    Off,
+    /// Stage what rested so long.
+    Idle {
+        /// Time in microseconds.
+        rest_us: u64,
+    },
+    /// Stage what [`Rate`] scores so high.
+    Rate {
+        /// The score.
+        threshold: f32,
+    },
+    /// Stage what [`Likely`] scores so high.
+    Likely {
+        /// The score.
+        threshold: f32,
+    },
+    /// [`Deadline`].
+    Deadline,
+    /// [`Oracle`].
+    Oracle,
+}
+
+/// What a policy needs to know of the replay it is for.
+#[derive(Clone, Copy, Debug)]
+pub struct PolicyContext<'a> {
+    /// The trace.
+    pub path: &'a Path,
+    /// Which disk or file of it.
+    pub disk: Option<&'a str>,
+    /// Bytes of a chunk.
+    pub chunk_bytes: u32,
+    /// When snapshots are taken.
+    pub schedule: Schedule,
+    /// Snapshots are announced to the predictor.
+    pub schedule_known: bool,
+}
+
+impl PolicySpec {
+    /// Makes the policy.
+    ///
+    /// # Errors
+    /// The oracle reads the trace, which may fail.
+    pub fn policy(self, context: &PolicyContext<'_>) -> Result<Policy, TraceError> {
+        let (predictor, threshold): (Box<dyn Predictor>, f32) = match self {
+            PolicySpec::Off => return Ok(Policy::Off),
+            PolicySpec::Idle { rest_us } => return Ok(Policy::Idle(rest_us)),
+            PolicySpec::Rate { threshold } => (Box::new(Rate), threshold),
+            PolicySpec::Likely { threshold } => (Box::new(Likely), threshold),
+            PolicySpec::Deadline => (Box::new(Deadline), 0.5),
+            PolicySpec::Oracle => (Box::new(oracle(context)?), 0.5),
+        };
+        Ok(Policy::Scored(Box::new(Scorer::new(predictor, threshold, context.schedule_known))))
+    }
+}
+
+fn oracle(context: &PolicyContext<'_>) -> Result<Oracle, TraceError> {
+    let survey = Survey::of(Trace::open(context.path, context.disk)?)?;
+    let mut modifications_us: HashMap<u32, Vec<u64>> = HashMap::new();
+    for record in Trace::open(context.path, context.disk)? {
+        let record = record?;
+        if record.kind == TraceKind::Read {
+            continue;
+        }
+        let chunk_bytes = u64::from(context.chunk_bytes);
+        let last = (record.offset_bytes + record.length_bytes - 1) / chunk_bytes;
+        for chunk in record.offset_bytes / chunk_bytes..=last {
+            modifications_us.entry(chunk as u32).or_default().push(record.time_us);
+        }
+    }
+    Ok(Oracle::new(modifications_us, context.schedule.times_us(survey.span_us)))
+}
+
+impl fmt::Display for PolicySpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PolicySpec::Off => f.write_str("off"),
+            PolicySpec::Idle { rest_us } => write!(f, "idle:{}s", *rest_us as f64 / 1e6),
+            PolicySpec::Rate { threshold } => write!(f, "rate:{threshold}"),
+            PolicySpec::Likely { threshold } => write!(f, "likely:{threshold}"),
+            PolicySpec::Deadline => f.write_str("deadline"),
+            PolicySpec::Oracle => f.write_str("oracle"),
+        }
+    }
+}
+
+impl FromStr for PolicySpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, setting) = match text.split_once(':') {
+            Some((name, setting)) => (name, Some(setting)),
+            None => (text, None),
+        };
+        let threshold = |default: f32| match setting {
+            None => Ok(default),
+            Some(setting) => (setting.parse().ok())
+                .filter(|threshold| (0.0..=1.0).contains(threshold))
+                .ok_or_else(|| format!("{setting:?} is no probability, such as 0.9")),
+        };
+        let spec = match name {
+            "off" => PolicySpec::Off,
+            "idle" => PolicySpec::Idle { rest_us: duration_us(setting.unwrap_or("1s"))? },
+            "rate" => PolicySpec::Rate { threshold: threshold(0.5)? },
+            "likely" => PolicySpec::Likely { threshold: threshold(0.5)? },
+            "deadline" => PolicySpec::Deadline,
+            "oracle" => PolicySpec::Oracle,
+            _ => {
+                return Err(format!(
+                    "{name:?} is no policy; there are off, idle[:TIME], rate[:SCORE], \
+                     likely[:SCORE], deadline and oracle"
+                ));
+            }
+        };
+        match spec {
+            PolicySpec::Off | PolicySpec::Deadline | PolicySpec::Oracle if setting.is_some() => {
+                Err(format!("{name} has no setting"))
+            }
+            spec => Ok(spec),
+        }
+    }
+}
+
+/// A time such as `15s`, `500ms`, `10m` or `2h`; a number alone is seconds.
+///
+/// # Errors
+/// What a time looks like.
+pub fn duration_us(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no time, such as 500ms, 15s, 10m or 2h");
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let factor = match unit {
+        "us" => 1,
+        "ms" => 1_000,
+        "" | "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(factor).filter(|&us| us > 0).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_read_as_they_are_written() {
+        for text in ["off", "idle:15s", "rate:0.9", "likely:0.25", "deadline", "oracle"] {
+            assert_eq!(text.parse::<PolicySpec>().unwrap().to_string(), text);
+        }
+        assert_eq!("idle".parse(), Ok(PolicySpec::Idle { rest_us: 1_000_000 }));
+        assert_eq!("idle:500ms".parse(), Ok(PolicySpec::Idle { rest_us: 500_000 }));
+        for text in ["", "off:1", "idle:", "idle:1y", "rate:2", "rate:x", "oracle:0.5", "idle:0s"] {
+            assert!(text.parse::<PolicySpec>().is_err(), "{text}");
+        }
+        assert_eq!(duration_us("2h"), Ok(7_200_000_000));
+        assert!(duration_us("99999999999999999h").is_err());
+    }
+}
