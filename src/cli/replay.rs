@@ -1,4 +1,6 @@
 //! `presnap replay`: what a policy is worth on a trace. Runs in this process and needs no target.
+// Shares and times are for people to read.
+#![allow(clippy::cast_precision_loss)]
 
 use std::path::PathBuf;
 use std::time::Instant;

@@ -1,6 +1,8 @@
 //! Runs of the real gate, engine and store without a device: [`sim`] looks for faults, [`run`]
 //! replays a [`trace`] in virtual time to see what a policy is worth.
 #![forbid(unsafe_code)]
+// Shares and means are for people to read.
+#![allow(clippy::cast_precision_loss)]
 
 mod devices;
 mod foreground;
