@@ -35,7 +35,8 @@ fn mixed(seed: u64, seconds: u64, chunks: u64) -> tempfile::NamedTempFile {
             records.push((second * SECOND_US + part * 40_000, op, offset, length));
         }
     }
-    records.push((seconds * SECOND_US, 'R', 0, 512));
+    // The volume's last chunk is whole.
+    records.push((seconds * SECOND_US, 'R', (chunks + 2) * CHUNK_BYTES - 512, 512));
     file(&records)
 }
 
@@ -98,7 +99,7 @@ fn a_chunk_that_rests_is_adopted_and_one_that_does_not_is_left() {
     records.push((9_900_000, 'W', chunk(3) + 8192, 4096));
     // After the cut, while its chunk is pending: waits.
     records.push((10_002_050, 'W', chunk(5), 4096));
-    records.push((11_000_000, 'R', 0, 512));
+    records.push((11_000_000, 'R', chunk(6) - 512, 512));
     records.sort_unstable();
     let trace = file(&records);
     let report = run(trace.path(), "idle:2s", 10);
@@ -128,11 +129,12 @@ fn limits_hold() {
         assert!(limited.staging.chunks_max <= 20, "{policy}: {limited:?}");
         assert!(limited.adopted < free.adopted && limited.staging.refused > 0, "{policy}");
         let mut slow = options(path, policy, schedule);
+        // Less than half of what there is to copy: snapshots take longer than the time between them.
         slow.copy_bytes_per_s_max = Some(400_000);
         let slow = run_with(path, slow);
-        let copied = slow.staging.bytes + slow.left.whole_bytes + slow.left.partial_bytes;
-        let allowed = 400_000 * (slow.span_us / SECOND_US + 60) + 5 * CHUNK_BYTES;
-        assert!(copied < allowed && slow.staging.bytes < free.staging.bytes, "{policy}: {slow:?}");
+        // Copies that a parked command waits for are exempt, so only those made ahead are bounded.
+        let allowed = 400_000 * slow.span_us / SECOND_US + 5 * CHUNK_BYTES;
+        assert!(slow.staging.bytes < allowed.min(free.staging.bytes), "{policy}: {slow:?}");
     }
 }
 
