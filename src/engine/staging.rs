@@ -158,6 +158,7 @@ impl Engine {
         while let Some(victim) = self.policy.victim(chunk) {
             if victim != chunk && self.staged.contains_key(&victim) {
                 self.drop_staged(victim, slots);
+                self.counters.evicted_copies += 1;
                 return !self.is_full(slots);
             }
         }

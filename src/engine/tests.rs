@@ -16,6 +16,8 @@ use crate::gate::{
     BlockMap, ChunkIndex, Entry, Gate, Geometry, Initial, LbaRange, OperationNumber,
 };
 
+mod scored;
+
 /// Device blocks per chunk: a device block is a map block.
 const CHUNK_LBAS: u64 = 64;
 

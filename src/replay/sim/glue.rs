@@ -3,13 +3,14 @@
 
 use super::disks::Tag;
 use super::marks::Mark;
-use super::random::mix;
+use super::random::{Random, mix};
 use super::world::{Happening, World, trace, violated};
 use crate::engine::events::{CatalogStep, Copied, CopyJob, Effect, Event, JobId};
 use crate::engine::records::{
     BLOCKS_PER_CHUNK, CatalogReply, CatalogRequest, SlotRef, SnapshotRecord, SnapshotSeq,
     SnapshotState,
 };
+use crate::engine::{PolicyKind, Score};
 use crate::gate::ChunkIndex;
 use crate::store::sim_device::CrashMode;
 use crate::store::{Error, ErrorKind};
@@ -151,7 +152,28 @@ impl World {
 
     // ---- time ---------------------------------------------------------------------------------
 
+    /// What a predictor might say, right or wrong: nothing but time may depend on it.
+    fn predict(&mut self) {
+        let chunks = u64::from(self.geometry.chunk_count());
+        let some = |random: &mut Random| {
+            let count = random.below(chunks + 1);
+            (0..count).map(|_| ChunkIndex(random.below(chunks) as u32)).collect::<Vec<_>>()
+        };
+        if matches!(self.swarm.policy, PolicyKind::Scored { .. }) && self.random.chance(300) {
+            let chunks = some(&mut self.random);
+            let score = |random: &mut Random| Score(random.below(1 << 16) as u16);
+            let scores = chunks.into_iter().map(|chunk| (chunk, score(&mut self.random)));
+            let scores = scores.collect();
+            self.apply(Event::Scores(scores));
+        }
+        if self.random.chance(100) {
+            let chunks = some(&mut self.random);
+            self.apply(Event::Soonest(chunks));
+        }
+    }
+
     pub fn tick(&mut self) {
+        self.predict();
         self.apply(Event::Tick);
         if self.node.is_some() {
             self.drain();
@@ -160,8 +182,12 @@ impl World {
         // Marked once per tick; what counts is whether it happens.
         let max = if node.engine.is_busy() { 1_000 } else { 8_000 };
         let refused = node.engine.counters().staging_refused > 0;
+        let evicted = node.engine.counters().evicted_copies > 0;
         if node.engine.staging_off().is_some() && !node.store_gone {
             self.mark(Mark::StagingSwitchedOff);
+        }
+        if evicted {
+            self.mark(Mark::GaveWay);
         }
         if refused {
             self.mark(Mark::StagingRefused);

@@ -63,6 +63,7 @@ marks! {
     StaleCompare "a compare raced the deletion of what it compared with",
     StagingRefused "staging met its limit or a full store",
     StagingSwitchedOff "staging errors switched staging off",
+    GaveWay "a staged copy gave way to one that is worth more",
     PolicyChanged "policy or limits were changed",
     CleanRestart "a clean stop and a restart",
     Reattached "a volume was detached from an open store and came back",

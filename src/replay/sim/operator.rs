@@ -15,7 +15,7 @@ use crate::engine::records::{
     CatalogRequest, ChunkCounts, SnapshotRecord, SnapshotSeq, SnapshotState, SnapshotTimes,
     StagedRecord,
 };
-use crate::engine::{Chain, ChainError, CreatePlan, Engine, PolicyKind, Settings};
+use crate::engine::{Chain, ChainError, CreatePlan, Engine, PolicyKind, Score, Settings};
 use crate::gate::{ChunkIndex, Gate, Initial, OperationNumber};
 use crate::store::sim_device::CrashMode;
 use crate::store::{Catalog, LoadedStore, LoadedVolume, SharedDevice, SlotAllocator};
@@ -231,10 +231,7 @@ impl World {
 
     fn settings(&self) -> Settings {
         Settings {
-            policy: match self.swarm.rest_us {
-                Some(rest_us) => PolicyKind::Idle { rest_us },
-                None => PolicyKind::Off,
-            },
+            policy: self.swarm.policy,
             staging_slots_max: self.swarm.staging_slots_max,
             copy_bytes_per_s_max: self.swarm.copy_bytes_per_s_max,
             parked_us_max: self.swarm.parked_us_max,
@@ -243,9 +240,10 @@ impl World {
 
     fn change_settings(&mut self) {
         self.mark(Mark::PolicyChanged);
-        self.swarm.rest_us = match self.random.below(3) {
-            0 => None,
-            _ => Some(self.random.pick(&[0, 500, 5_000])),
+        self.swarm.policy = match self.random.below(4) {
+            0 => PolicyKind::Off,
+            1 => PolicyKind::Scored { threshold: Score(self.random.pick(&[0, 30_000])) },
+            _ => PolicyKind::Idle { rest_us: self.random.pick(&[0, 500, 5_000]) },
         };
         self.swarm.staging_slots_max = self.random.pick(&[0, 1, 4, u64::MAX]);
         self.swarm.copy_bytes_per_s_max =

@@ -2,7 +2,7 @@
 //! history that has everything meets little of anything, so each seed switches much of it off.
 
 use super::random::Random;
-use crate::engine::Limits;
+use crate::engine::{Limits, PolicyKind, Score};
 
 /// Drawn from the seed before the history begins.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub(super) struct Swarm {
     pub parked_us_max: u64,
     /// A parked command asks for all its chunks at once, as the volume does.
     pub parks_all: bool,
-    pub rest_us: Option<u64>,
+    pub policy: PolicyKind,
     pub staging_slots_max: u64,
     pub copy_bytes_per_s_max: Option<u64>,
     /// Out of 1000 copies, flushes, transactions: one that ends in an error.
@@ -93,7 +93,11 @@ impl Swarm {
             if r.chance(per_mille) { value } else { 0 }
         };
         let room = r.pick(&[1, 2, 3, 3, 6]);
-        let rest_us = r.chance(700).then(|| r.pick(&[0, 300, 2_000, 10_000]));
+        let policy = match r.below(10) {
+            0..3 => PolicyKind::Off,
+            3..7 => PolicyKind::Idle { rest_us: r.pick(&[0, 300, 2_000, 10_000]) },
+            _ => PolicyKind::Scored { threshold: Score(r.pick(&[0, 20_000, 60_000])) },
+        };
         let tight = r.chance(700);
         let limits = if tight {
             Limits {
@@ -134,7 +138,7 @@ impl Swarm {
             operation_us_max: r.pick(&[1_000, 10_000, 40_000]),
             parked_us_max: r.pick(&[20_000, 200_000, 1_000_000]),
             parks_all: r.chance(500),
-            rest_us,
+            policy,
             staging_slots_max: r.pick(&[0, 2, 5, u64::MAX, u64::MAX]),
             copy_bytes_per_s_max: r.chance(200).then(|| r.pick(&[4 << 20, 64 << 20])),
             copy_error_per_mille: r.pick(&[0, 0, 0, 0, 0, 0, 0, 60, 60, 900]),
