@@ -16,8 +16,8 @@ fn scored(chunks: u64, slots: u32, staging_slots_max: u64) -> Bench {
 }
 
 fn scores(scores: &[(u32, f32)]) -> Event {
-    let scored = |&(chunk, score): &(u32, f32)| (ChunkIndex(chunk), Score::of(score));
-    Event::Scores(scores.iter().map(scored).collect())
+    let pair = |&(chunk, score): &(u32, f32)| (ChunkIndex(chunk), Score::of(score));
+    Event::Scores(scores.iter().map(pair).collect())
 }
 
 fn chunks(effects: &[Effect]) -> Vec<u32> {
