@@ -5,12 +5,28 @@
 //! ([`baseline`]); what a better predictor is worth is measured against them.
 #![forbid(unsafe_code)]
 // Probabilities are approximate by nature.
-#![allow(clippy::cast_precision_loss)]
+#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::manual_midpoint)]
 
 pub mod baseline;
+pub mod evaluate;
 mod forecast;
+pub mod future;
+pub mod hazard;
+pub mod logistic;
+#[cfg(feature = "lstm")]
+mod lstm;
+pub mod metrics;
+pub mod model;
+#[cfg(feature = "lstm")]
+mod net;
+pub mod random;
+pub mod sequences;
+#[cfg(feature = "lstm")]
+pub mod train;
 
 pub use forecast::{Forecast, SnapshotTimes};
+#[cfg(feature = "lstm")]
+pub use lstm::Lstm;
 
 use crate::monitor::Tick;
 
