@@ -8,11 +8,13 @@ mod progress;
 mod render;
 mod replay;
 mod serve;
+mod train;
 mod tree;
 
 pub use client::{Client, ClientError};
 pub use replay::ReplayArgs;
 pub use serve::{CoreList, LogLevel, ServeOptions};
+pub use train::TrainOptions;
 pub use tree::DEFAULT_SOCKET;
 
 use std::ffi::OsString;
@@ -126,6 +128,7 @@ fn perform(request: &Request, console: &mut Console<'_>) -> Result<String, Failu
         Action::ListMethods => Ok(render::methods()),
         Action::Replay(args) => replay::run(args, request.json, console),
         Action::Serve(options) => start(options).map(|()| String::new()).map_err(Failure::refused),
+        Action::Train(options) => train(options, request.json, console),
         Action::Raw(method, params) => raw(request, method, params.as_ref()),
         Action::ListVolumes(name) => list_volumes(request, name.as_deref()),
         Action::Call(method, params) => call(request, method, params, console),
@@ -142,6 +145,18 @@ fn start(_options: &ServeOptions) -> Result<(), String> {
     Err("this presnap was built without SPDK and cannot serve; build it without \
          --no-default-features (see README.md)"
         .into())
+}
+
+#[cfg(feature = "lstm")]
+fn train(options: &TrainOptions, json: bool, console: &mut Console<'_>) -> Result<String, Failure> {
+    train::run(options, json, console)
+}
+
+#[cfg(not(feature = "lstm"))]
+fn train(_: &TrainOptions, _: bool, _: &mut Console<'_>) -> Result<String, Failure> {
+    Err(Failure::refused(
+        "this presnap was built without its network and cannot train; build it with --features lstm",
+    ))
 }
 
 fn raw(request: &Request, method: &str, params: Option<&Value>) -> Result<String, Failure> {

@@ -74,6 +74,37 @@ fn pairs(pairs: &[(&str, String)]) -> String {
     })
 }
 
+/// What predictors reached on traces.
+#[cfg(feature = "lstm")]
+pub fn measures(lines: &[crate::predict::evaluate::Line]) -> String {
+    let headings = [
+        "TRACE",
+        "HELD OUT",
+        "WINDOW",
+        "PREDICTOR",
+        "BASE RATE",
+        "LOG LOSS",
+        "BRIER",
+        "PR-AUC",
+        "ECE",
+    ];
+    let mut table = table(&headings, &[2, 4, 5, 6, 7, 8]);
+    for line in lines {
+        table.add_row([
+            clean(&line.trace),
+            if line.held_out { "yes" } else { "no" }.to_owned(),
+            format!("{} s", line.window_s),
+            line.predictor.clone(),
+            format!("{:.4}", line.base_rate),
+            format!("{:.4}", line.log_loss),
+            format!("{:.4}", line.brier),
+            format!("{:.3}", line.pr_auc),
+            format!("{:.4}", line.calibration_error),
+        ]);
+    }
+    text(&table)
+}
+
 fn stores(stores: &[Store]) -> String {
     let headings = [
         "STORE", "BDEV", "STATE", "SLOT", "SLOTS", "FREE", "RESERVED", "STAGED", "COPYING",

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::replay::ReplayArgs;
 use super::serve::ServeOptions;
+use super::train::{self, TrainOptions};
 use crate::rpc::schema::{Kind, Method, Param};
 use crate::rpc::{METHODS, method};
 
@@ -37,6 +38,8 @@ pub enum Action {
     Serve(Box<ServeOptions>),
     /// Replay traces; needs no target.
     Replay(Box<ReplayArgs>),
+    /// Train a model.
+    Train(Box<TrainOptions>),
     /// Call a method of the table; parameters as given.
     Call(&'static Method, Value),
     /// List volumes, or the one with this name.
@@ -147,6 +150,11 @@ pub fn command() -> Command {
             ReplayArgs::augment_args(Command::new("replay"))
                 .about("Replays a block trace under several policies; needs no target")
                 .after_help(super::replay::HELP),
+        )
+        .subcommand(
+            TrainOptions::augment_args(Command::new("train"))
+                .about("Trains a model that predicts modifications, from traces")
+                .after_help(train::HELP),
         )
         .subcommand(group("store", "Formats, loads and lists stores"))
         .subcommand(
@@ -296,6 +304,7 @@ fn request(command: &mut Command, matches: &ArgMatches) -> Result<Request, clap:
             Action::Serve(Box::new(options))
         }
         ["replay"] => Action::Replay(Box::new(ReplayArgs::from_arg_matches(leaf_matches)?)),
+        ["train"] => Action::Train(Box::new(TrainOptions::from_arg_matches(leaf_matches)?)),
         ["volume", "list"] => Action::ListVolumes(leaf_matches.get_one("name").cloned()),
         ["rpc"] => rpc_action(command, leaf_matches)?,
         _ => {

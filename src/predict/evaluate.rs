@@ -33,7 +33,7 @@ pub fn evaluate(
         .collect();
     let windows = WINDOWS_US.map(|window_us| (window_us / options.tick_us) as u32);
     // The measures here do not depend on it.
-    let context = Context { forecast: Forecast::known(600_000_000) };
+    let context = Context::new(Forecast::known(600_000_000));
     let mut prediction = Prediction::default();
     let mut came = vec![];
     each_tick(accesses, options, |tick| {
@@ -64,6 +64,8 @@ pub fn evaluate(
 pub struct Line {
     /// Trace.
     pub trace: String,
+    /// Nothing was learned from it.
+    pub held_out: bool,
     /// Window in seconds.
     pub window_s: u64,
     /// Predictor.
@@ -86,7 +88,7 @@ pub struct Line {
 
 /// The lines of a trace, by window and then predictor; windows that nothing is known of are left
 /// out.
-pub fn lines(trace: &str, scores: &[Score]) -> Vec<Line> {
+pub fn lines(trace: &str, held_out: bool, scores: &[Score]) -> Vec<Line> {
     let mut lines = vec![];
     for (window, window_us) in WINDOWS_US.iter().enumerate() {
         for score in scores {
@@ -96,6 +98,7 @@ pub fn lines(trace: &str, scores: &[Score]) -> Vec<Line> {
             }
             lines.push(Line {
                 trace: trace.to_owned(),
+                held_out,
                 window_s: window_us / 1_000_000,
                 predictor: score.predictor.clone(),
                 count: metrics.count(),

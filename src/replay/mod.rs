@@ -17,6 +17,9 @@ pub mod sim;
 #[cfg(test)]
 mod tests;
 pub mod trace;
+#[cfg(feature = "lstm")]
+pub mod training;
+pub mod workload;
 
 pub use devices::DeviceSpeed;
 pub use policies::PolicySpec;
