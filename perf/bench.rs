@@ -4,7 +4,11 @@
 //! the first reactor. Contenders take turns in short slices, and ratios are formed within a round,
 //! so that what else the machine does touches all of them. The noise floor is the same ratio of a
 //! contender to itself.
-
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "figures for people; none is negative or near 2^52"
+)]
 #![allow(
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
@@ -34,6 +38,8 @@ const BLOCK_BYTES: u64 = 512;
 const COMMAND_BLOCKS: u64 = 8;
 /// Commands under way.
 const QUEUE_DEPTH: u32 = 64;
+/// Rounds that are not counted.
+const WARM_UP: usize = 3;
 /// Size of the store: slots do not matter here, all data are zeros.
 const STORE_MIB: u64 = 256;
 
@@ -243,12 +249,13 @@ async fn overhead(options: &Options, sizes: &[u64]) -> Result<Value, String> {
         "size",
         "load",
         "contender",
-        "ns per command",
+        "CPU ns per command",
         "quartiles",
         "share of passthru",
         "quartiles",
     ]);
     for &gib in sizes {
+        let before = resident_bytes();
         let volumes = [add_volume(gib, false).await?, add_volume(gib, true).await?];
         let names = [
             format!("bare{gib}"),
@@ -262,19 +269,23 @@ async fn overhead(options: &Options, sizes: &[u64]) -> Result<Value, String> {
             channels.push(open(name)?);
         }
         channels.push(channels[1].clone());
-        let before = resident_bytes();
+        settled().await;
         for write in [false, true] {
             let mut ns: Vec<Vec<f64>> = vec![Vec::new(); labels.len()];
-            // The first round warms caches, branch predictors and page tables up.
-            for round in 0..=options.rounds {
-                for (contender, channel) in channels.iter().enumerate() {
-                    let spec = spec(channel, write, slice, 1 + round as u64);
+            // The first rounds warm caches and branch predictors up, and at 64 GiB nearly every chunk
+            // has been written after them; at 16 TiB nearly every write is its chunk's first.
+            for round in 0..WARM_UP + options.rounds {
+                for turn in 0..channels.len() {
+                    // Nobody always comes after the same one.
+                    let contender = (turn + round) % channels.len();
+                    let channel = &channels[contender];
+                    let spec = spec(channel, write, slice, 0x9e37_79b9 * (1 + round as u64));
                     let result = measure(channel, &spec).await?;
-                    if round > 0 {
-                        ns[contender].push(1e9 / result.iops());
+                    if round >= WARM_UP {
+                        ns[contender].push(result.cpu_ns_per_command());
                     }
                 }
-                eprint!("\r{gib} GiB, {}: round {round} of {}  ", load_name(write), options.rounds);
+                eprint!("\r{gib} GiB, {}: round {round}  ", load_name(write));
             }
             eprintln!();
             for (contender, label) in labels.iter().enumerate() {
@@ -285,6 +296,7 @@ async fn overhead(options: &Options, sizes: &[u64]) -> Result<Value, String> {
                     .collect();
                 let (time, time_low, time_high) = quartiles(&ns[contender]);
                 let (share, share_low, share_high) = quartiles(&shares);
+                eprintln!("  {label}: {time:.0} ns of CPU time, share {share:.3}");
                 rows.add_row([
                     format!("{gib} GiB"),
                     load_name(write).to_owned(),
@@ -319,6 +331,15 @@ async fn overhead(options: &Options, sizes: &[u64]) -> Result<Value, String> {
     Ok(Value::Array(figures))
 }
 
+/// Waits until the volumes' tables are in memory.
+async fn settled() {
+    let mut before = 0;
+    while before != resident_bytes() {
+        before = resident_bytes();
+        executor::sleep(Duration::from_millis(700)).await;
+    }
+}
+
 fn load_name(write: bool) -> &'static str {
     if write { "write" } else { "read" }
 }
@@ -343,6 +364,7 @@ async fn cut(options: &Options, sizes: &[u64]) -> Result<Value, String> {
     for &gib in sizes {
         let volume = add_volume(gib, false).await?;
         let channel = open(&volume)?;
+        settled().await;
         let (mut cut_us, mut consistent_us) = (Vec::new(), Vec::new());
         let (mut longest, mut tail) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for round in 0..=options.rounds {

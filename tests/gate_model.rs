@@ -127,13 +127,16 @@ impl Model {
             count: 0,
             staging: false,
             staged: false,
-            open: false,
+            open: all_dirty,
             map: 0,
             slot: zero,
             adopted: None,
             master: zero,
         };
         let gate = Arc::new(Gate::new(geometry, initial, OperationNumber(1)).expect("small"));
+        if all_dirty {
+            gate.open_all();
+        }
         Self {
             lanes: [gate.lane(), gate.lane()],
             open_walk: gate.open_walk(),
@@ -190,7 +193,9 @@ impl Model {
                 it.staged = false;
                 it.adopted = Some(it.slot);
             }
-            (it.epoch, it.dirty) = (epoch, true);
+            if !open {
+                (it.epoch, it.dirty) = (epoch, true);
+            }
             self.marks.adopted_by_writer += u32::from(adopts);
             passed.push(chunk);
         }

@@ -94,8 +94,56 @@ pub(super) struct Lanes {
     counts: Box<[Counts]>,
     /// Those from here on were never taken.
     counts_used: AtomicUsize,
-    /// One bit per chunk and parity of the epoch.
-    open: [Box<[AtomicU64]>; 2],
+    open: [Open; 2],
+}
+
+/// The open chunks of one parity of the epoch: a bit per chunk, and one per word of those whose
+/// chunks are all open. For 64 Mi chunks that is 8 MiB, which a processor's own cache does not hold,
+/// and 128 KiB, which it does. A bit above is set after those below, and cleared before them.
+struct Open {
+    chunks: Box<[AtomicU64]>,
+    groups: Box<[AtomicU64]>,
+}
+
+fn has(words: &[AtomicU64], bit: usize) -> bool {
+    words[bit / 64].load(Ordering::Acquire) >> (bit % 64) & 1 == 1
+}
+
+impl Open {
+    fn new(chunk_count: u32) -> Option<Self> {
+        let words = chunk_count.div_ceil(u64::BITS);
+        let groups = words.div_ceil(u64::BITS);
+        Some(Self { chunks: zeroed_words(words as usize)?, groups: zeroed_words(groups as usize)? })
+    }
+
+    #[inline]
+    fn has(&self, chunk: u32) -> bool {
+        has(&self.groups, chunk as usize / 64) || has(&self.chunks, chunk as usize)
+    }
+
+    fn word(&self, position: usize) -> u64 {
+        self.chunks[position].load(Ordering::Relaxed)
+    }
+
+    /// Engine, as all below.
+    fn set(&self, chunk: ChunkIndex) {
+        let position = chunk.as_usize() / 64;
+        let word = self.word(position) | 1 << (chunk.0 % 64);
+        self.chunks[position].store(word, Ordering::Release);
+        if word == u64::MAX {
+            self.groups[position / 64].fetch_or(1 << (position % 64), Ordering::Release);
+        }
+    }
+
+    fn clear(&self, position: usize, bits: u64) {
+        self.groups[position / 64].fetch_and(!(1 << (position % 64)), Ordering::Release);
+        self.chunks[position].store(self.word(position) & !bits, Ordering::Release);
+    }
+
+    fn set_all(&self, chunk_count: u32) {
+        super::index::fill(&self.chunks, chunk_count);
+        super::index::fill(&self.groups, chunk_count / 64);
+    }
 }
 
 /// Adds to a number that only this thread writes.
@@ -105,7 +153,6 @@ fn add(number: &AtomicU64, more: u64) {
 
 impl Lanes {
     pub fn new(chunk_count: u32, epoch: Epoch) -> Option<Self> {
-        let words = chunk_count.div_ceil(u64::BITS) as usize;
         let counts = |_| Counts {
             taken: AtomicBool::new(false),
             in_flight: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -120,7 +167,7 @@ impl Lanes {
             },
             counts: (0..if has_heavy_barrier() { LANES_MAX } else { 0 }).map(counts).collect(),
             counts_used: AtomicUsize::new(0),
-            open: [zeroed_words(words)?, zeroed_words(words)?],
+            open: [Open::new(chunk_count)?, Open::new(chunk_count)?],
         })
     }
 
@@ -137,13 +184,8 @@ impl Lanes {
         self.used().iter().map(|counts| counts.operations.load(Ordering::Acquire)).sum()
     }
 
-    fn bits(&self, epoch: Epoch) -> &[AtomicU64] {
+    fn open(&self, epoch: Epoch) -> &Open {
         &self.open[(epoch.0 & 1) as usize]
-    }
-
-    fn is_open(&self, epoch: Epoch, chunk: ChunkIndex) -> bool {
-        let word = &self.bits(epoch)[chunk.as_usize() / 64];
-        word.load(Ordering::Acquire) >> (chunk.0 % 64) & 1 == 1
     }
 
     /// Ends the present turn, which becomes `over` when its commands have left; the next one is of
@@ -204,7 +246,7 @@ impl Lanes {
     /// The old epoch's index has been taken, or carried over, at `position`: nothing there stays
     /// open, so that the next epoch of this parity begins without. Engine.
     pub fn forget(&self, old_epoch: Epoch, position: usize) {
-        self.bits(old_epoch)[position].store(0, Ordering::Release);
+        self.open(old_epoch).clear(position, u64::MAX);
     }
 }
 
@@ -258,9 +300,8 @@ impl Lane {
 
     #[inline]
     fn all_open(&self, parity: u64, mut chunks: std::ops::Range<u32>) -> bool {
-        let bits = &self.gate.lanes.open[parity as usize];
-        chunks
-            .all(|chunk| bits[chunk as usize / 64].load(Ordering::Acquire) >> (chunk % 64) & 1 == 1)
+        let open = &self.gate.lanes.open[parity as usize];
+        chunks.all(|chunk| open.has(chunk))
     }
 
     /// Ends an entered command: it has landed, or failed with unknown effect. Call it after the
@@ -319,7 +360,7 @@ impl Gate {
 
     /// Whether commands pass `chunk` without being counted on it. Any thread.
     pub fn is_open(&self, chunk: ChunkIndex) -> bool {
-        self.lanes.is_open(self.epoch(), chunk)
+        self.lanes.open(self.epoch()).has(chunk.0)
     }
 
     /// Opens every chunk, for a volume of which nothing is known, before its first command.
@@ -329,7 +370,7 @@ impl Gate {
     pub fn open_all(&self) {
         let now = self.clock.now();
         assert!(self.began_all_dirty() && now.epoch == Epoch(1), "open_all of a gate in use");
-        super::index::fill(self.lanes.bits(now.epoch), self.geometry.chunk_count());
+        self.lanes.open(now.epoch).set_all(self.geometry.chunk_count());
     }
 
     /// A walk for [`Self::open_some`].
@@ -358,8 +399,7 @@ impl Gate {
                 }
                 continue;
             };
-            let open_word = &self.lanes.bits(now.epoch)[position];
-            let closed = dirty.load(Ordering::Acquire) & !open_word.load(Ordering::Relaxed);
+            let closed = dirty.load(Ordering::Acquire) & !self.lanes.open(now.epoch).word(position);
             for chunk in chunks_of(position, closed).filter(|&chunk| !keep(chunk)) {
                 looked_at += 1;
                 self.open(chunk, now);
@@ -373,17 +413,15 @@ impl Gate {
     fn open(&self, chunk: ChunkIndex, now: Now) {
         let word = self.word(chunk).load();
         if word.epoch() == now.epoch && word.has(DIRTY) && !word.has(COPY) {
-            let bits = &self.lanes.bits(now.epoch)[chunk.as_usize() / 64];
-            bits.fetch_or(1 << (chunk.0 % 64), Ordering::Release);
+            self.lanes.open(now.epoch).set(chunk);
         }
     }
 
     /// Closes `chunk`, so that a copy of it may begin once [`Self::is_quiet`].
     pub fn close(&self, chunk: ChunkIndex) {
         let epoch = self.epoch();
-        if self.lanes.is_open(epoch, chunk) {
-            let bits = &self.lanes.bits(epoch)[chunk.as_usize() / 64];
-            bits.fetch_and(!(1 << (chunk.0 % 64)), Ordering::Release);
+        if self.lanes.open(epoch).has(chunk.0) {
+            self.lanes.open(epoch).clear(chunk.as_usize() / 64, 1 << (chunk.0 % 64));
             self.lanes.phase.closed.store(self.lanes.turn().0, Ordering::Relaxed);
         }
     }

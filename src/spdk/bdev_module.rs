@@ -509,38 +509,52 @@ impl<D: BdevDevice> BdevIo<D> {
         self.forward_at(base, offset_blocks, done);
     }
 
-    /// The same, to a channel found in the command's own one: saves a clone of it.
+    /// The same, to a channel that is part of the command's own one: that lives as long as the command
+    /// is in flight, so no hold on it is needed. The way of the data path.
     pub fn forward_via(
         self,
         base: impl FnOnce(&D::Channel) -> &IoChannel,
         done: Option<OnDone<D>>,
     ) {
-        let base = ptr::from_ref(base(self.channel()));
-        // SAFETY: found in the command's channel, which nothing can change before the callee has
-        // taken its own hold of the IoChannel; that is the first thing it does.
-        self.forward(unsafe { &*base }, done);
+        let (desc, channel) = {
+            let base = base(self.channel());
+            (base.desc().raw(), base.raw())
+        };
+        let offset_blocks = self.offset_blocks();
+        let complete = sys::PSC_FORWARD_COMPLETE as u8;
+        // SAFETY: the bdev layer destroys a channel, and with it what is in it, only after its
+        // commands have completed, this one with them.
+        unsafe {
+            self.send_raw(
+                desc,
+                channel,
+                ptr::null_mut(),
+                offset_blocks,
+                done,
+                Self::forwarded,
+                complete,
+            );
+        }
     }
 
     /// The same, at another offset.
     pub fn forward_at(self, base: &IoChannel, offset_blocks: u64, done: Option<OnDone<D>>) {
-        extern "C" fn finished<D: BdevDevice>(
-            raw: *mut sys::psc_io,
-            status: *const sys::psc_status,
-        ) {
-            guard("command completion", || {
-                // SAFETY: given to SPDK by send(), which is done with it.
-                let mut io = unsafe { BdevIo::<D>::from_raw(raw) };
-                // SAFETY: set by send().
-                let done = unsafe { io.take_sent::<Option<OnDone<D>>>() };
-                if let Some(done) = done {
-                    // SAFETY: NULL, or valid during this call.
-                    done(&mut io, result_of(unsafe { status.as_ref() }));
-                }
-                // C completes it next.
-                let _ = io.finish();
-            });
-        }
-        self.send(base, offset_blocks, done, finished::<D>, sys::PSC_FORWARD_COMPLETE as u8);
+        self.send(base, offset_blocks, done, Self::forwarded, sys::PSC_FORWARD_COMPLETE as u8);
+    }
+
+    extern "C" fn forwarded(raw: *mut sys::psc_io, status: *const sys::psc_status) {
+        guard("command completion", || {
+            // SAFETY: given to SPDK by send_raw(), which is done with it.
+            let mut io = unsafe { Self::from_raw(raw) };
+            // SAFETY: set by send_raw().
+            let done = unsafe { io.take_sent::<Option<OnDone<D>>>() };
+            if let Some(done) = done {
+                // SAFETY: NULL, or valid during this call.
+                done(&mut io, result_of(unsafe { status.as_ref() }));
+            }
+            // C completes it next.
+            let _ = io.finish();
+        });
     }
 
     /// The same, but `done` gets the command back and has to complete it, or send it elsewhere.
@@ -573,18 +587,35 @@ impl<D: BdevDevice> BdevIo<D> {
         finished: extern "C" fn(*mut sys::psc_io, *const sys::psc_status),
         mode: u8,
     ) {
+        let hold = Rc::into_raw(Rc::clone(&base.inner)).cast_mut().cast();
+        // SAFETY: the hold keeps channel and descriptor alive.
+        unsafe {
+            let (desc, channel) = (base.desc().raw(), base.raw());
+            self.send_raw(desc, channel, hold, offset_blocks, done, finished, mode);
+        }
+    }
+
+    /// # Safety
+    /// `desc` and `channel` live until the command ends; `hold` is NULL or an `Rc<ChannelInner>`.
+    #[allow(clippy::too_many_arguments, reason = "the parts of one call")]
+    unsafe fn send_raw<F: Copy>(
+        self,
+        desc: *mut sys::spdk_bdev_desc,
+        channel: *mut sys::spdk_io_channel,
+        hold: *mut c_void,
+        offset_blocks: u64,
+        done: F,
+        finished: extern "C" fn(*mut sys::psc_io, *const sys::psc_status),
+        mode: u8,
+    ) {
         const { assert!(size_of::<F>() == size_of::<*mut c_void>(), "a function pointer") };
         let raw = self.raw();
         mem::forget(self);
-        let desc = base.desc().raw();
-        let channel = base.raw();
-        let hold = Rc::into_raw(Rc::clone(&base.inner));
         // SAFETY: the command is ours until psc_io_forward(), and SPDK's from then until `finished`.
-        // The hold keeps channel and descriptor alive until then. F is a function pointer (or an
-        // Option of one) of pointer size.
+        // F is a function pointer (or an Option of one) of pointer size.
         unsafe {
             (*raw).user_fn = mem::transmute_copy::<F, *mut c_void>(&done);
-            (*raw).user_hold = hold.cast_mut().cast();
+            (*raw).user_hold = hold;
             sys::psc_io_forward(raw, desc, channel, offset_blocks, Some(finished), mode);
         }
     }
@@ -593,9 +624,12 @@ impl<D: BdevDevice> BdevIo<D> {
     /// After `send()` with the same F, once.
     unsafe fn take_sent<F: Copy>(&mut self) -> F {
         let raw = self.raw();
-        // SAFETY: the caller's promise: `user_fn` holds an F, `user_hold` an Rc.
+        // SAFETY: the caller's promise: `user_fn` holds an F, `user_hold` an Rc or nothing.
         unsafe {
-            drop(Rc::from_raw((*raw).user_hold.cast_const().cast::<ChannelInner>()));
+            let hold = (*raw).user_hold.cast_const().cast::<ChannelInner>();
+            if !hold.is_null() {
+                drop(Rc::from_raw(hold));
+            }
             mem::transmute_copy::<*mut c_void, F>(&(*raw).user_fn)
         }
     }

@@ -50,11 +50,21 @@ pub struct LoadResult {
     pub errors: u64,
     /// From the first submission to the last completion.
     pub elapsed: Duration,
+    /// The part of it that the thread was on a CPU.
+    pub on_cpu: Duration,
     /// Nanoseconds from submission to completion.
     pub latency_ns: Histogram<u64>,
 }
 
 impl LoadResult {
+    /// CPU time of the thread per successful command. With a reactor, which never sleeps, on a core
+    /// of its own this is the inverse of [`Self::iops`]; elsewhere it does not count the time that
+    /// the system gave to others.
+    #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
+    pub fn cpu_ns_per_command(&self) -> f64 {
+        self.on_cpu.as_nanos() as f64 / (self.reads + self.writes) as f64
+    }
+
     /// Successful commands per second.
     #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
     pub fn iops(&self) -> f64 {
@@ -73,7 +83,7 @@ struct Shared {
     writes: Cell<u64>,
     errors: Cell<u64>,
     latency_ticks: RefCell<Histogram<u64>>,
-    done: Cell<Option<Sender<u64>>>,
+    done: Cell<Option<Sender<(u64, u64)>>>,
 }
 
 impl Shared {
@@ -114,6 +124,7 @@ pub async fn run(channel: &IoChannel, spec: &LoadSpec) -> Result<LoadResult, Err
     }
     let (done, receiver) = oneshot();
     let histogram = || Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("sound bounds");
+    let start_cpu_ns = clock::thread_cpu_ns();
     let start_ticks = clock::now_ticks();
     let duration_ticks = spec.duration.as_nanos() * u128::from(clock::ticks_hz()) / 1_000_000_000;
     let shared = Rc::new(Shared {
@@ -141,7 +152,7 @@ pub async fn run(channel: &IoChannel, spec: &LoadSpec) -> Result<LoadResult, Err
         shared.in_flight.set(shared.in_flight.get() + 1);
         submit(Box::into_raw(Box::new(slot)));
     }
-    let end_ticks = receiver.await?;
+    let (end_ticks, end_cpu_ns) = receiver.await?;
     let mut latency_ns = histogram();
     for step in shared.latency_ticks.borrow().iter_recorded() {
         let ns = clock::ticks_to_duration(step.value_iterated_to()).as_nanos();
@@ -153,6 +164,7 @@ pub async fn run(channel: &IoChannel, spec: &LoadSpec) -> Result<LoadResult, Err
         writes: shared.writes.get(),
         errors: shared.errors.get(),
         elapsed: clock::ticks_to_duration(end_ticks - shared.start_ticks),
+        on_cpu: Duration::from_nanos(end_cpu_ns - start_cpu_ns),
         latency_ns,
     })
 }
@@ -214,7 +226,7 @@ extern "C" fn load_done(raw: *mut sys::psc_op) {
         if shared.in_flight.get() == 0
             && let Some(done) = shared.done.take()
         {
-            done.send(now);
+            done.send((now, clock::thread_cpu_ns()));
         }
     });
 }

@@ -59,14 +59,16 @@ impl BdevDevice for VolumeDevice {
         match io.kind() {
             IoType::Read => {
                 self.rings.record(&channel.ring, range(&io), AccessKind::Read, io.submit_ticks());
-                io.forward(&channel.master, Some(ended));
+                io.forward_via(|channel| &channel.master, Some(ended));
             }
             IoType::Write
             | IoType::WriteZeroes
             | IoType::Unmap
             | IoType::CompareAndWrite
             | IoType::Copy => admit(io),
-            IoType::Flush | IoType::Compare => io.forward(&channel.master, Some(ended)),
+            IoType::Flush | IoType::Compare => {
+                io.forward_via(|channel| &channel.master, Some(ended))
+            }
             IoType::Reset => reset(io),
             IoType::Zcopy | IoType::Abort => io.complete(Status::Failed),
         }
@@ -120,8 +122,7 @@ fn admit(mut io: BdevIo<VolumeDevice>) {
         Ok(passage) => {
             *state = Some(passage);
             device.rings.record(&channel.ring, range, AccessKind::Modify, ticks);
-            let master = channel.master.clone();
-            io.forward(&master, Some(landed));
+            io.forward_via(|channel| &channel.master, Some(landed));
         }
         Err(chunk) => park(io, chunk),
     }
@@ -162,8 +163,7 @@ fn reset(io: BdevIo<VolumeDevice>) {
     Thread::app().send(move || {
         volume::abort_parked(key);
         parked.resume_with(|io| {
-            let master = io.channel().master.clone();
-            io.forward(&master, Some(ended));
+            io.forward_via(|channel| &channel.master, Some(ended));
         });
     });
 }
