@@ -338,3 +338,33 @@ fn progress_is_not_shown_elsewhere() {
     }
     assert!(target.calls().iter().all(|(method, _)| method == "presnap_snapshot_create"));
 }
+
+#[test]
+fn replay_prints_a_row_per_policy_and_needs_no_target() {
+    let mut trace = tempfile::NamedTempFile::new().unwrap();
+    let mut text = "time_us,op,offset_bytes,length_bytes\n".to_owned();
+    for second in 0..130 {
+        text += &format!("{},W,{},4096\n", second * 1_000_000, second % 7 * (1 << 20));
+    }
+    trace.write_all(text.as_bytes()).unwrap();
+    let path = trace.path().display();
+    let line = format!("presnap replay {path} --every 1m --policy off --policy idle:2s");
+    let (status, out, err) = run(&line, true);
+    assert_eq!(status, 0, "{err}");
+    assert!(err.contains("% of") || err.contains("s left"), "{err:?}");
+    assert!(err.ends_with("\r\u{1b}[K"), "the progress is erased: {err:?}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.len(), 4, "{out}");
+    assert!(lines[0].contains("130 modifications, 2 snapshots (every 60 s)"), "{out}");
+    assert!(lines[2].starts_with("off ") && lines[2].contains("0.0%"), "{out}");
+    assert!(lines[3].starts_with("idle 2 s ") && lines[3].contains("14 "), "{out}");
+    let (status, out, err) = run(&format!("{line} --json"), false);
+    assert_eq!((status, err.as_str()), (0, ""));
+    let reports: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(reports[0]["required"], 14);
+    assert_eq!(reports[0]["adopted_share"], 0.0);
+    assert_eq!(reports[1]["snapshots"].as_array().unwrap().len(), 2);
+    let (status, _, err) = run("presnap replay /no/such/trace", false);
+    assert_eq!(status, 1);
+    assert!(err.starts_with("error: /no/such/trace: "), "{err}");
+}

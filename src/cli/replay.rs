@@ -50,9 +50,8 @@ pub struct ReplayArgs {
     #[arg(long)]
     pub schedule_known: bool,
 
-    /// Size of a chunk
-    #[arg(long, value_name = "KIB", default_value_t = 256)]
-    #[arg(value_parser = clap::value_parser!(u32).range(64..=4096))]
+    /// Size of a chunk: a power of two from 64 to 4096
+    #[arg(long, value_name = "KIB", default_value_t = 256, value_parser = chunk_kib)]
     pub chunk_size_kib: u32,
 
     /// Limit on staged copies, in chunks
@@ -66,6 +65,12 @@ pub struct ReplayArgs {
     /// Which disk (MSR: HOST.NUMBER) or file (fio) of a trace that has several
     #[arg(long, value_name = "NAME")]
     pub disk: Option<String>,
+}
+
+fn chunk_kib(text: &str) -> Result<u32, String> {
+    let kib = text.parse().ok().filter(|kib: &u32| kib.is_power_of_two());
+    kib.filter(|kib| (64..=4096).contains(kib))
+        .ok_or_else(|| format!("{text} is no power of two from 64 to 4096"))
 }
 
 /// Bytes of a number of megabytes.

@@ -266,3 +266,25 @@ fn rpc_help_is_of_the_method_if_there_is_one() {
     assert!(printed("presnap rpc --plugin").contains("def spdk_rpc_plugin_initialize"));
     assert!(matches!(line("presnap rpc --list").unwrap().action, Action::ListMethods));
 }
+
+#[test]
+fn replay_reads_its_options() {
+    let Action::Replay(args) = line("presnap replay a.csv").unwrap().action else { panic!() };
+    assert_eq!(args.every, 600_000_000);
+    assert!(args.policies.is_empty() && args.irregular.is_none() && !args.schedule_known);
+    let text = "presnap replay a b --policy idle:15s --policy rate:0.8 --irregular 7 --disk usr.0 \
+                --chunk-size-kib 64 --staging-chunks-max 9 --copy-mbytes-per-sec 0.5 --json";
+    let request = line(text).unwrap();
+    let Action::Replay(args) = request.action else { panic!() };
+    assert!(request.json);
+    assert_eq!((args.traces.len(), args.irregular), (2, Some(7)));
+    assert_eq!((args.chunk_size_kib, args.copy_mbytes_per_sec), (64, Some(500_000)));
+    let policies: Vec<String> = args.policies.iter().map(ToString::to_string).collect();
+    assert_eq!(policies, ["idle:15s", "rate:0.8"]);
+    assert!(refusal("presnap replay").contains("TRACE"));
+    assert!(refusal("presnap replay a --policy best").contains("no policy"));
+    assert!(refusal("presnap replay a --policy rate:7").contains("no probability"));
+    assert!(refusal("presnap replay a --every 10y").contains("no time"));
+    assert!(refusal("presnap replay a --every 1m --irregular 3").contains("cannot be used"));
+    assert!(refusal("presnap replay a --chunk-size-kib 8").contains("64"));
+}
