@@ -342,11 +342,10 @@ fn progress_is_not_shown_elsewhere() {
 #[test]
 fn replay_prints_a_row_per_policy_and_needs_no_target() {
     let mut trace = tempfile::NamedTempFile::new().unwrap();
-    let mut text = "time_us,op,offset_bytes,length_bytes\n".to_owned();
+    writeln!(trace, "time_us,op,offset_bytes,length_bytes").unwrap();
     for second in 0..130 {
-        text += &format!("{},W,{},4096\n", second * 1_000_000, second % 7 * (1 << 20));
+        writeln!(trace, "{},W,{},4096", second * 1_000_000, second % 7 * (1 << 20)).unwrap();
     }
-    trace.write_all(text.as_bytes()).unwrap();
     let path = trace.path().display();
     let line = format!("presnap replay {path} --every 1m --policy off --policy idle:2s");
     let (status, out, err) = run(&line, true);
