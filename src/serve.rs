@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::rc::Rc;
 
 use tracing_subscriber::EnvFilter;
@@ -24,6 +25,9 @@ pub fn run(options: &ServeOptions) -> Result<(), String> {
         let cpus = cores.0.iter().map(|&cpu| u32::from(cpu)).collect();
         // A process serves once.
         let _ = CATALOG_CPUS.set(cpus);
+    }
+    if let Some(config) = &options.config {
+        let _ = hooks::CONFIGURED_MASTERS.set(masters(config));
     }
     handlers::register_all();
     hooks::install();
@@ -56,6 +60,19 @@ pub fn run(options: &ServeOptions) -> Result<(), String> {
             Err(crate::store::chain(error))
         }
     }
+}
+
+/// Masters of the volumes in a configuration. One that cannot be read has none: SPDK will say why.
+fn masters(config: &Path) -> Vec<String> {
+    let text = fs::read_to_string(config).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let subsystems = config["subsystems"].as_array().into_iter().flatten();
+    subsystems
+        .filter_map(|subsystem| subsystem["config"].as_array())
+        .flatten()
+        .filter(|call| call["method"] == "bdev_presnap_create")
+        .filter_map(|call| call["params"]["base_bdev"].as_str().map(str::to_owned))
+        .collect()
 }
 
 /// Refuses what SPDK would refuse in a page of messages none of which says what to do.

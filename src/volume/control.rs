@@ -341,6 +341,7 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
     let (_, store_channel) = store.device()?;
     let info =
         bdev::find(&options.base_bdev).ok_or_else(|| Failure::no_bdev(&options.base_bdev))?;
+    super::hooks::give_up(&options.base_bdev);
     check_master(&info, &options, &store)?;
     let key = world.next_key();
     let master = Desc::open(&options.base_bdev, true, move |event| master_event(key, event))
@@ -635,7 +636,8 @@ pub async fn delete_volume(name: &str) -> Result<(), Failure> {
     {
         let mut awaited = world.awaited.borrow_mut();
         if let Some(at) = awaited.iter().position(|options| options.name == name) {
-            awaited.remove(at);
+            let options = awaited.remove(at);
+            super::hooks::give_up(&options.base_bdev);
             return Ok(());
         }
     }

@@ -2,7 +2,9 @@
 //! shutdown.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::json;
@@ -10,7 +12,7 @@ use serde_json::json;
 use super::control;
 use super::world::world;
 use crate::spdk::app;
-use crate::spdk::bdev::{BdevInfo, Desc};
+use crate::spdk::bdev::{BdevEvent, BdevInfo, Desc};
 use crate::spdk::bdev_module::{self, ModuleHooks};
 use crate::spdk::executor::{self, LocalFuture};
 use crate::spdk::json::JsonWriter;
@@ -37,6 +39,11 @@ pub fn started() {
     app::on_shutdown(|| Box::pin(shut_down()));
     executor::spawn(async move {
         control::attach_awaited().await;
+        // Masters without a volume, because it was refused.
+        let awaited: Vec<String> =
+            world.awaited.borrow().iter().map(|options| options.base_bdev.clone()).collect();
+        let idle: Vec<String> = KEPT.with_borrow(|kept| kept.keys().cloned().collect());
+        idle.iter().filter(|bdev| !awaited.contains(bdev)).for_each(|bdev| give_up(bdev));
         for bdev in world.awaited_stores.borrow().keys() {
             tracing::warn!(bdev, "store still waits for its bdev");
         }
@@ -52,29 +59,51 @@ pub fn started() {
     .detach();
 }
 
+/// Masters of the volumes in the start-up configuration.
+pub static CONFIGURED_MASTERS: OnceLock<Vec<String>> = OnceLock::new();
+
 thread_local! {
-    /// The snapshot bdev that is being looked at, claimed.
-    static CLAIMED: RefCell<Option<Desc>> = const { RefCell::new(None) };
+    /// Bdevs that are kept from other modules, by name.
+    static KEPT: RefCell<HashMap<String, Desc>> = RefCell::default();
 }
 
-/// A bdev has come. A snapshot of a volume with partitions or logical volumes has their signatures, too:
-/// SPDK's modules would open it, claim it (so that it could not be exported), and meet the originals'
-/// names. They leave alone what is claimed, so it is, until [`examine_disk`].
+/// A bdev has come. What is on a volume, partitions or logical volumes say, is in the same place on its
+/// master and its snapshots: SPDK's modules would find it there as well, claim the bdev, and write to it
+/// past the volume. They leave alone what is claimed, so these are: a snapshot until
+/// [`examine_disk`], a master until its volume takes it.
 fn examine_config(info: &BdevInfo) {
     // No volume has an "@" in its name.
-    if info.module_name == super::MODULE_NAME && info.name.contains('@') {
-        let claimed = Desc::open(&info.name, false, |_| {})
-            .and_then(|desc| desc.claim().map(|()| desc))
-            .inspect_err(|error| tracing::warn!(bdev = info.name, %error, "snapshot not claimed"));
-        CLAIMED.set(claimed.ok());
+    let is_snapshot = info.module_name == super::MODULE_NAME && info.name.contains('@');
+    let is_master = !world().started.get()
+        && CONFIGURED_MASTERS.get().is_some_and(|masters| masters.contains(&info.name));
+    if !is_snapshot && !is_master {
+        return;
     }
+    let name = info.name.clone();
+    let kept = Desc::open(&info.name, false, move |event| {
+        if matches!(event, BdevEvent::Remove) {
+            give_up(&name);
+        }
+    });
+    match kept.and_then(|desc| desc.claim().map(|()| desc)) {
+        Ok(desc) => drop(KEPT.with_borrow_mut(|kept| kept.insert(info.name.clone(), desc))),
+        Err(error) => tracing::warn!(bdev = info.name, %error, "not kept from other modules"),
+    }
+}
+
+/// Whoever comes next may have the bdev.
+pub fn give_up(bdev: &str) {
+    let kept = KEPT.with_borrow_mut(|kept| kept.remove(bdev));
+    drop(kept);
 }
 
 /// A bdev has come: if it carries a store, open that; if volumes waited for it, attach them.
 #[expect(clippy::unnecessary_wraps, reason = "the type of the hook")]
 fn examine_disk(info: &BdevInfo) -> Option<LocalFuture<()>> {
     if info.module_name == super::MODULE_NAME {
-        drop(CLAIMED.take());
+        if info.name.contains('@') {
+            give_up(&info.name);
+        }
         // A volume cannot hold a store, but it can be the master of another.
         return Some(Box::pin(control::attach_awaited()));
     }

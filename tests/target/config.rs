@@ -193,6 +193,38 @@ fn example(bench: &Bench, name: &str, mut adapt: impl FnMut(&str, &mut Value)) -
     path.to_str().expect("text").to_owned()
 }
 
+/// What is on a volume is on its master as well, at the same place. At a start the master comes first.
+///
+/// Fails when SPDK's lvol module gets to see the master before the volume has it.
+#[test]
+fn logical_volumes_on_a_volume_come_back_on_the_volume() {
+    let bench = Bench::new();
+    let (master, store) = (bench.file("master.img", 64), bench.file("store.img", 256));
+    let target = bench.target("target", &[]);
+    target.aio("m0", &master, 512);
+    target.aio("s0", &store, 512);
+    target.store("st", "s0", 64);
+    target.volume("v0", "m0", "st", &json!({}));
+    target.call("bdev_lvol_create_lvstore", json!({"bdev_name": "v0", "lvs_name": "lvs"}));
+    let lvol = json!({"lvol_name": "l0", "size": 16 << 20, "lvs_name": "lvs"});
+    target.call("bdev_lvol_create", lvol);
+    let mut snapshot = 0;
+    let config = target.save_config().display().to_string();
+    target.stop();
+    for how in ["stop", "kill", "stop"] {
+        let target = bench.target("target", &["-c", &config]);
+        wait_for("the logical volume", Duration::from_secs(10), || {
+            target.try_call("bdev_get_bdevs", json!({"name": "lvs/l0"})).ok()
+        });
+        let stores = target.call("bdev_lvol_get_lvstores", json!({}));
+        assert_eq!(stores[0]["base_bdev"], "v0", "{stores}");
+        snapshot += 1;
+        assert_eq!(target.snapshot("v0", &format!("s{snapshot}"))["state"], "complete");
+        target.check_slots();
+        if how == "kill" { target.kill() } else { target.stop() }
+    }
+}
+
 /// The volume of an example is there, reachable at `port`, and takes snapshots.
 fn check_example(target: &Process, port: u16, blocks: u64) {
     let found = target.call("bdev_get_bdevs", json!({"name": "vol0"}));
