@@ -99,7 +99,7 @@ fn run(options: Options) -> Result<(), String> {
     let folder = std::env::temp_dir().join(format!("presnap-bench-{}", std::process::id()));
     fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let config = folder.join("bench.json");
-    let text = configuration(&sizes).to_string();
+    let text = configuration(&options, &sizes, &folder)?.to_string();
     fs::write(&config, text).map_err(|error| format!("{}: {error}", config.display()))?;
     let result = serve(options, sizes, &config);
     // Only this process made it.
@@ -150,8 +150,9 @@ fn write_json(options: &Options, figures: &Value) -> Result<(), String> {
         .map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Null bdevs of each size, one per contender, and stores in memory.
-fn configuration(sizes_gib: &[u64]) -> Value {
+/// Null bdevs of each size, one per contender, and a store: in memory, or for cuts, which need a slot
+/// for each chunk, in files with holes (two, since a file's size ends at 16 TiB on ext4).
+fn configuration(options: &Options, sizes_gib: &[u64], folder: &Path) -> Result<Value, String> {
     let mut calls = Vec::new();
     let blocks = |gib: u64| (gib << 30) / BLOCK_BYTES;
     for &gib in sizes_gib {
@@ -162,9 +163,24 @@ fn configuration(sizes_gib: &[u64]) -> Value {
         calls.push(json!({"method": "bdev_passthru_create", "params":
             {"base_bdev_name": format!("under{gib}"), "name": format!("passthru{gib}")}}));
     }
-    calls.push(json!({"method": "bdev_malloc_create", "params":
-        {"name": "store", "num_blocks": (STORE_MIB << 20) / BLOCK_BYTES, "block_size": BLOCK_BYTES}}));
-    json!({"subsystems": [{"subsystem": "bdev", "config": calls}]})
+    if options.bench == Bench::Cut {
+        let gib = sizes_gib.iter().max().copied().unwrap_or(1);
+        let halves = ["store0", "store1"];
+        for half in halves {
+            let path = folder.join(half);
+            let made = fs::File::create(&path)
+                .and_then(|file| file.set_len((gib / 2 + gib / 32 + 1) << 30));
+            made.map_err(|error| format!("{}: {error}", path.display()))?;
+            calls.push(json!({"method": "bdev_aio_create", "params":
+                {"name": half, "filename": path, "block_size": BLOCK_BYTES}}));
+        }
+        calls.push(json!({"method": "bdev_raid_create", "params":
+            {"name": "store", "strip_size_kb": 1024, "raid_level": "0", "base_bdevs": halves}}));
+    } else {
+        calls.push(json!({"method": "bdev_malloc_create", "params":
+            {"name": "store", "num_blocks": (STORE_MIB << 20) / BLOCK_BYTES, "block_size": BLOCK_BYTES}}));
+    }
+    Ok(json!({"subsystems": [{"subsystem": "bdev", "config": calls}]}))
 }
 
 async fn add_volume(gib: u64, idle: bool) -> Result<String, String> {
