@@ -9,6 +9,8 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Console, Failure, pretty, render};
+use crate::monitor::{FEATURE_NAMES, FEATURES};
+use crate::predict::model::{Model, fingerprint};
 use crate::replay::policies::{PolicyContext, duration_us};
 use crate::replay::{PolicySpec, Progress, ReplayOptions, Report, Schedule, replay};
 
@@ -19,7 +21,8 @@ Examples:
   presnap replay fio.log --policy deadline --schedule-known --copy-mbytes-per-sec 10
   presnap replay disk.csv --irregular 7 --json
 
-Policies: off, idle[:TIME], rate[:SCORE], likely[:SCORE], deadline, oracle (knows the trace).
+Policies: off, idle[:TIME], rate[:SCORE], likely[:SCORE], logistic[:SCORE], lstm[:SCORE], tuned[:SCORE]
+(lstm that learns on), deadline, oracle (knows the trace).
 See docs/prediction.md for what the columns mean.";
 
 /// Policies that are compared unless others are named.
@@ -62,6 +65,11 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "MB", value_parser = megabytes)]
     pub copy_mbytes_per_sec: Option<u64>,
 
+    /// Model for logistic, lstm and tuned, as presnap train writes it; absent: the one that presnap
+    /// ships with
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+
     /// Which disk (MSR: HOST.NUMBER) or file (fio) of a trace that has several
     #[arg(long, value_name = "NAME")]
     pub disk: Option<String>,
@@ -98,6 +106,12 @@ pub(super) fn run(
         Some(seed) => Schedule::Irregular(seed),
         None => Schedule::Every(args.every),
     };
+    let feature_set = fingerprint(&FEATURE_NAMES);
+    let model = match &args.model {
+        Some(path) => Model::load(path, FEATURES, feature_set),
+        None => Model::shipped(),
+    };
+    let model = model.map_err(|error| Failure::refused(error.to_string()))?;
     let mut reports = Vec::new();
     for trace in &args.traces {
         for &spec in &policies {
@@ -107,6 +121,7 @@ pub(super) fn run(
                 chunk_bytes: args.chunk_size_kib << 10,
                 schedule,
                 schedule_known: args.schedule_known,
+                model: &model,
             };
             let policy =
                 spec.policy(&context).map_err(|error| Failure::refused(error.to_string()))?;

@@ -23,6 +23,8 @@ pub mod random;
 pub mod sequences;
 #[cfg(feature = "lstm")]
 pub mod train;
+#[cfg(feature = "lstm")]
+pub mod tune;
 
 pub use forecast::{Forecast, SnapshotTimes};
 #[cfg(feature = "lstm")]

@@ -21,6 +21,7 @@
 use std::path::{Path, PathBuf};
 
 use super::hazard::BINS;
+use crate::monitor::{FEATURE_NAMES, FEATURES};
 
 /// First bytes of a model file.
 pub const MAGIC: [u8; 8] = *b"PRESNAPM";
@@ -128,7 +129,19 @@ pub fn fingerprint(names: &[&str]) -> u64 {
     })
 }
 
+/// The model that ships with presnap.
+const SHIPPED: &[u8] = include_bytes!("../../models/default.presnap-model");
+
 impl Model {
+    /// The model that ships with presnap; see `models/README.md`.
+    ///
+    /// # Errors
+    ///
+    /// It was made for other features than this program has.
+    pub fn shipped() -> Result<Self, ModelError> {
+        Self::from_bytes(SHIPPED, FEATURES, fingerprint(&FEATURE_NAMES))
+    }
+
     /// A model of zeros.
     pub fn zeros(shape: Shape, tick_ms: u32) -> Self {
         let [mean, scale, input, recurrent, bias, head, skip, head_bias, logistic, logistic_bias] =
@@ -343,6 +356,12 @@ mod tests {
         let missing = dir.path().join("b");
         let error = Model::load(&missing, SHAPE.features, SET).unwrap_err();
         assert!(error.to_string().contains("b: "), "{error}");
+    }
+
+    #[test]
+    fn the_shipped_model_fits_this_program() {
+        let model = Model::shipped().unwrap();
+        assert_eq!(model.tick_ms, 1000);
     }
 
     #[test]

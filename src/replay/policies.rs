@@ -11,6 +11,13 @@ use super::scorer::Scorer;
 use super::trace::{Survey, Trace, TraceError, TraceKind};
 use crate::predict::Predictor;
 use crate::predict::baseline::{Deadline, Likely, Oracle, Rate};
+use crate::predict::logistic::Logistic;
+use crate::predict::model::Model;
+#[cfg(feature = "lstm")]
+use crate::predict::{
+    Lstm,
+    tune::{TuneOptions, Tuned},
+};
 
 /// A policy and its setting.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,6 +36,23 @@ pub enum PolicySpec {
     },
     /// Stage what [`Likely`] scores so high.
     Likely {
+        /// The score.
+        threshold: f32,
+    },
+    /// Stage what the linear part of the model scores so high.
+    Logistic {
+        /// The score.
+        threshold: f32,
+    },
+    /// Stage what the LSTM scores so high.
+    #[cfg(feature = "lstm")]
+    Lstm {
+        /// The score.
+        threshold: f32,
+    },
+    /// The same, learning on meanwhile.
+    #[cfg(feature = "lstm")]
+    Tuned {
         /// The score.
         threshold: f32,
     },
@@ -51,6 +75,8 @@ pub struct PolicyContext<'a> {
     pub schedule: Schedule,
     /// Snapshots are announced to the predictor.
     pub schedule_known: bool,
+    /// What predictors that were trained know.
+    pub model: &'a Model,
 }
 
 impl PolicySpec {
@@ -64,6 +90,17 @@ impl PolicySpec {
             PolicySpec::Idle { rest_us } => return Ok(Policy::Idle(rest_us)),
             PolicySpec::Rate { threshold } => (Box::new(Rate), threshold),
             PolicySpec::Likely { threshold } => (Box::new(Likely), threshold),
+            PolicySpec::Logistic { threshold } => {
+                (Box::new(Logistic::new(context.model.clone())), threshold)
+            }
+            #[cfg(feature = "lstm")]
+            PolicySpec::Lstm { threshold } => {
+                (Box::new(Lstm::new(context.model.clone())), threshold)
+            }
+            #[cfg(feature = "lstm")]
+            PolicySpec::Tuned { threshold } => {
+                (Box::new(Tuned::new(context.model.clone(), TuneOptions::default())), threshold)
+            }
             PolicySpec::Deadline => (Box::new(Deadline), 0.5),
             PolicySpec::Oracle => (Box::new(oracle(context)?), 0.5),
         };
@@ -95,6 +132,11 @@ impl fmt::Display for PolicySpec {
             PolicySpec::Idle { rest_us } => write!(f, "idle:{}s", *rest_us as f64 / 1e6),
             PolicySpec::Rate { threshold } => write!(f, "rate:{threshold}"),
             PolicySpec::Likely { threshold } => write!(f, "likely:{threshold}"),
+            PolicySpec::Logistic { threshold } => write!(f, "logistic:{threshold}"),
+            #[cfg(feature = "lstm")]
+            PolicySpec::Lstm { threshold } => write!(f, "lstm:{threshold}"),
+            #[cfg(feature = "lstm")]
+            PolicySpec::Tuned { threshold } => write!(f, "tuned:{threshold}"),
             PolicySpec::Deadline => f.write_str("deadline"),
             PolicySpec::Oracle => f.write_str("oracle"),
         }
@@ -120,12 +162,17 @@ impl FromStr for PolicySpec {
             "idle" => PolicySpec::Idle { rest_us: duration_us(setting.unwrap_or("1s"))? },
             "rate" => PolicySpec::Rate { threshold: threshold(0.5)? },
             "likely" => PolicySpec::Likely { threshold: threshold(0.5)? },
+            "logistic" => PolicySpec::Logistic { threshold: threshold(0.5)? },
+            #[cfg(feature = "lstm")]
+            "lstm" => PolicySpec::Lstm { threshold: threshold(0.5)? },
+            #[cfg(feature = "lstm")]
+            "tuned" => PolicySpec::Tuned { threshold: threshold(0.5)? },
             "deadline" => PolicySpec::Deadline,
             "oracle" => PolicySpec::Oracle,
             _ => {
                 return Err(format!(
                     "{name:?} is no policy; there are off, idle[:TIME], rate[:SCORE], \
-                     likely[:SCORE], deadline and oracle"
+                     likely[:SCORE], logistic[:SCORE], lstm[:SCORE], tuned[:SCORE], deadline and oracle"
                 ));
             }
         };

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::policies::PolicyContext;
 use super::random::Random;
 use super::*;
+use crate::predict::model::Model;
 
 const CHUNK_BYTES: u64 = 256 << 10;
 const SECOND_US: u64 = 1_000_000;
@@ -47,6 +48,7 @@ fn options(path: &Path, policy: &str, schedule: Schedule) -> ReplayOptions {
         chunk_bytes: CHUNK_BYTES as u32,
         schedule,
         schedule_known: true,
+        model: &Model::shipped().unwrap(),
     };
     let spec: PolicySpec = policy.parse().unwrap();
     ReplayOptions { schedule, ..ReplayOptions::new(spec.policy(&context).unwrap()) }
