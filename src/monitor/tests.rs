@@ -351,3 +351,36 @@ fn features_have_names_and_scales() {
     assert_eq!(FEATURE_NAMES.len(), FEATURES);
     assert_eq!(HALF_LIVES_S.len(), SCALES);
 }
+
+/// Times of records and ticks: `cargo test --release --no-default-features monitor -- --ignored
+/// --nocapture measure`.
+#[test]
+#[ignore = "prints measurements"]
+fn measure_a_tick() {
+    for active in [4_096, 16_384, 65_536_u64] {
+        let mut random = Random(5);
+        let mut monitor = Monitor::new(MonitorOptions::new(1 << 22, CHUNK_BYTES));
+        let (mut record_ns, mut tick_ns, mut records) = (0, 0, 0);
+        for window in 0..60 {
+            let accesses: Vec<Access> = (0..active)
+                .map(|_| modify(random.below(active) as u32 * 64, window * SECOND_US))
+                .collect();
+            let began = std::time::Instant::now();
+            accesses.iter().for_each(|access| monitor.record(access));
+            let recorded = std::time::Instant::now();
+            let rows = monitor.tick((window + 1) * SECOND_US).len();
+            if rows as u64 > active * 99 / 100 {
+                record_ns += recorded.duration_since(began).as_nanos();
+                tick_ns += recorded.elapsed().as_nanos();
+                records += u128::from(active);
+            }
+        }
+        let ticks = records / u128::from(active);
+        println!(
+            "{active} active chunks: {} ns a record, {} us a tick with as many records, {:.1} MB",
+            record_ns / records,
+            tick_ns / ticks / 1000,
+            monitor.memory_bytes() as f64 / 1e6
+        );
+    }
+}
