@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::report::{Report, SnapshotReport};
-use super::run::{CATALOG_US, Happening, UnderWay, World};
+use super::run::{CATALOG_US, Happening, TICK_BUSY_US, UnderWay, World};
 use crate::engine::events::{CatalogStep, Copied, CopyJob, Effect, Event, JobId, Micros};
 use crate::engine::records::{
     BLOCKS_PER_CHUNK, CatalogReply, ChunkCounts, SnapshotRecord, SnapshotSeq, SnapshotState,
@@ -16,6 +16,7 @@ impl World {
     pub fn apply(&mut self, event: Event) {
         self.engine.apply(Micros(self.now_us), event, &mut self.slots);
         while let Some(effect) = self.engine.next_effect() {
+            self.tick_us = TICK_BUSY_US;
             match effect {
                 Effect::Catalog { step, .. } => {
                     self.at(self.now_us + CATALOG_US, Happening::CatalogDone(step));

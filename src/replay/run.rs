@@ -33,8 +33,12 @@ pub(super) const LBA_BYTES: u64 = 512;
 /// How long a catalog transaction takes, in microseconds: two flushes and some blocks.
 pub(super) const CATALOG_US: u64 = 2_000;
 
-/// Time between the engine's ticks while it has something to do, and while not.
-const TICK_BUSY_US: u64 = 200;
+/// Time between the engine's ticks while it has something to do. Ticks that lead to nothing double
+/// it, up to the greatest: what it waits for then is its copy limit, which gives for 50 ms at once.
+pub(super) const TICK_BUSY_US: u64 = 200;
+const TICK_BUSY_US_MAX: u64 = 5_000;
+
+/// Time between the engine's ticks while it has nothing to do but to stage.
 const TICK_REST_US: u64 = 20_000;
 
 /// What stages chunks.
@@ -198,6 +202,8 @@ pub(super) struct World {
     pub snapshots_us: Vec<u64>,
     pub snapshot_count: u32,
     pub under_way: Option<UnderWay>,
+    /// Time to the next tick while the engine is busy.
+    pub tick_us: u64,
     /// A snapshot is due and the one before not complete.
     pub overdue: bool,
     /// Pieces that staging copied since the last cut.
@@ -273,6 +279,7 @@ impl World {
             snapshots_us,
             snapshot_count: 0,
             under_way: None,
+            tick_us: TICK_BUSY_US,
             overdue: false,
             staging_commands: 0,
             counted: Counters::default(),
@@ -306,9 +313,10 @@ impl World {
             Happening::CatalogDone(step) => self.catalog_done(step),
             Happening::FlushDone => self.apply(Event::FlushDone(Ok(()))),
             Happening::EngineTick => {
+                self.tick_us = (self.tick_us * 2).min(TICK_BUSY_US_MAX);
                 self.apply(Event::Tick);
                 let busy = self.engine.is_busy() || self.overdue;
-                let in_us = if busy { TICK_BUSY_US } else { TICK_REST_US };
+                let in_us = if busy { self.tick_us } else { TICK_REST_US };
                 self.at(self.now_us + in_us, Happening::EngineTick);
             }
             Happening::MonitorTick => self.monitor_tick(),
