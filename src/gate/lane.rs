@@ -69,9 +69,24 @@ pub enum Passage {
 #[repr(align(128))]
 struct Counts {
     taken: AtomicBool,
-    in_flight: [AtomicU64; TURNS],
-    /// Commands that passed by this place ever, and a few that took their count back.
-    operations: AtomicU64,
+    /// By turn: commands that came ever, and those that left or took their count back.
+    entered: [AtomicU64; TURNS],
+    left: [AtomicU64; TURNS],
+}
+
+impl Counts {
+    fn new() -> Self {
+        let zeroes = || std::array::from_fn(|_| AtomicU64::new(0));
+        Self { taken: AtomicBool::new(false), entered: zeroes(), left: zeroes() }
+    }
+
+    /// Whether all commands of a turn that is over but for them have left. `left` first: whatever
+    /// comes between the two loads and takes its count back can only make them differ.
+    fn is_idle(&self, place: usize) -> bool {
+        // Acquire: what those that left have landed is there to read.
+        let left = self.left[place].load(Ordering::Acquire);
+        self.entered[place].load(Ordering::Acquire) == left
+    }
 }
 
 /// Alone on its cache lines: all commands read it, the engine changes it now and then.
@@ -162,18 +177,13 @@ impl Open {
     }
 }
 
-/// Adds to a number that only this thread writes.
-fn add(number: &AtomicU64, more: u64) {
-    number.store(number.load(Ordering::Relaxed).wrapping_add(more), Ordering::Release);
+/// Counts on a number that only this thread writes.
+fn count(number: &AtomicU64) {
+    number.store(number.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
 }
 
 impl Lanes {
     pub fn new(chunk_count: u32, epoch: Epoch) -> Option<Self> {
-        let counts = |_| Counts {
-            taken: AtomicBool::new(false),
-            in_flight: std::array::from_fn(|_| AtomicU64::new(0)),
-            operations: AtomicU64::new(0),
-        };
         Some(Self {
             phase: Phase {
                 now: AtomicU64::new(1 << 1 | u64::from(epoch.0 & 1)),
@@ -181,7 +191,9 @@ impl Lanes {
                 cut: AtomicU64::new(0),
                 closed: AtomicU64::new(0),
             },
-            counts: (0..if has_heavy_barrier() { LANES_MAX } else { 0 }).map(counts).collect(),
+            counts: (0..if has_heavy_barrier() { LANES_MAX } else { 0 })
+                .map(|_| Counts::new())
+                .collect(),
             counts_used: AtomicUsize::new(0),
             open: [Open::new(chunk_count)?, Open::new(chunk_count)?],
         })
@@ -197,7 +209,8 @@ impl Lanes {
 
     /// Commands that have passed open chunks so far.
     pub fn operations(&self) -> u64 {
-        self.used().iter().map(|counts| counts.operations.load(Ordering::Acquire)).sum()
+        let entered = self.used().iter().flat_map(|counts| &counts.entered);
+        entered.map(|count| count.load(Ordering::Acquire)).sum()
     }
 
     fn open(&self, epoch: Epoch) -> &Open {
@@ -242,9 +255,7 @@ impl Lanes {
         let (mut over, present) = (self.phase.over.load(Ordering::Acquire), self.turn());
         while over < turn.0 && over + 1 < present.0 {
             let place = Turn(over + 1).place();
-            // Acquire: what those that left have landed is there to read.
-            let left = |counts: &Counts| counts.in_flight[place].load(Ordering::Acquire) == 0;
-            if !self.used().iter().all(left) {
+            if !self.used().iter().all(|counts| counts.is_idle(place)) {
                 return false;
             }
             over += 1;
@@ -302,16 +313,14 @@ impl Lane {
         let counts = &lanes.counts[self.index?];
         let phase = lanes.phase.now.load(Ordering::Acquire);
         let turn = Turn(phase >> 1);
-        let in_flight = &counts.in_flight[turn.place()];
-        add(in_flight, 1);
-        add(&counts.operations, 1);
+        count(&counts.entered[turn.place()]);
         light_barrier();
         let holds = lanes.phase.now.load(Ordering::Acquire) == phase;
         let open = &lanes.open[(phase & 1) as usize];
         if holds && open.has_all(self.gate.geometry.chunks(range)) {
             return Some(turn);
         }
-        add(in_flight, 1_u64.wrapping_neg());
+        count(&counts.left[turn.place()]);
         None
     }
 
@@ -324,8 +333,7 @@ impl Lane {
     pub fn leave(&self, passage: Passage, range: LbaRange) {
         match (passage, self.index) {
             (Passage::Open(turn), Some(index)) => {
-                let in_flight = &self.gate.lanes.counts[index].in_flight[turn.place()];
-                add(in_flight, 1_u64.wrapping_neg());
+                count(&self.gate.lanes.counts[index].left[turn.place()]);
             }
             _ => self.gate.leave(range),
         }
@@ -336,7 +344,7 @@ impl Drop for Lane {
     fn drop(&mut self) {
         let Some(index) = self.index else { return };
         let counts = &self.gate.lanes.counts[index];
-        let idle = counts.in_flight.iter().all(|count| count.load(Ordering::Relaxed) == 0);
+        let idle = (0..TURNS).all(|place| counts.is_idle(place));
         // Else its commands are in flight for ever, as it should seem.
         if idle {
             counts.taken.store(false, Ordering::Release);

@@ -55,8 +55,9 @@ impl BdevDevice for VolumeDevice {
     }
 
     fn submit(&self, channel: &VolumeChannel, io: BdevIo<Self>) {
-        channel.ring.count(command_kind(io.kind()), io.num_blocks());
-        match io.kind() {
+        let kind = io.kind();
+        channel.ring.count(command_kind(kind), io.num_blocks());
+        match kind {
             IoType::Read => {
                 self.rings.record(&channel.ring, range(&io), AccessKind::Read, io.submit_ticks());
                 io.forward_via(|channel| &channel.master, Some(ended));
@@ -67,7 +68,7 @@ impl BdevDevice for VolumeDevice {
             | IoType::CompareAndWrite
             | IoType::Copy => admit(io),
             IoType::Flush | IoType::Compare => {
-                io.forward_via(|channel| &channel.master, Some(ended))
+                io.forward_via(|channel| &channel.master, Some(ended));
             }
             IoType::Reset => reset(io),
             IoType::Zcopy | IoType::Abort => io.complete(Status::Failed),
