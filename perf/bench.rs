@@ -9,12 +9,6 @@
     clippy::cast_sign_loss,
     reason = "figures for people; none is negative or near 2^52"
 )]
-#![allow(
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    reason = "figures for people: quantities far below 2^52, and indexes from shares between 0 and 1"
-)]
-
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
