@@ -278,8 +278,10 @@ impl World {
             violated!("stopped with a snapshot under way");
         }
         let store_gone = node.store_gone;
-        // Slots of a failure that could not be recorded come back with a load only.
-        let stranded = node.engine.held_slots().len() > node.engine.droppable_slots().len();
+        // A failure that could not be recorded, and its slots, are settled by a load only.
+        let unrecorded = |record: &SnapshotRecord| record.state == SnapshotState::Completing;
+        let stranded = node.engine.held_slots().len() > node.engine.droppable_slots().len()
+            || self.oracle.snapshots.values().any(unrecorded);
         if !store_gone && !stranded && self.random.chance(400) {
             return self.detach(node, result.is_ok());
         }

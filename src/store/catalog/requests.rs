@@ -325,6 +325,21 @@ impl Catalog {
         self.transact(OPERATION, Room::Shrinks, |tx| {
             let mut volumes = tx.open_table(VOLUMES).map_err(table_error(OPERATION))?;
             let mut row = volume_row(&volumes, volume, OPERATION)?;
+            // Only a load settles it, and the slots that it may hold.
+            let snapshots = tx.open_table(SNAPSHOTS).map_err(table_error(OPERATION))?;
+            if let Some(unsettled) = snapshots_of(&snapshots, volume, OPERATION)?
+                .into_iter()
+                .find(|snapshot| snapshot.state == SnapshotState::Completing)
+            {
+                return Err(Error::Refused {
+                    operation: OPERATION,
+                    what: format!(
+                        "the failure of snapshot {:?} could not be recorded; unload the store and \
+                         load it again",
+                        unsettled.name
+                    ),
+                });
+            }
             let bound = row.record.operation_number.0;
             let bound = bound.checked_add(OPERATION_RESERVE).ok_or_else(|| Error::Refused {
                 operation: OPERATION,
