@@ -38,25 +38,29 @@ impl Predictor for Idle {
     }
 }
 
-/// `rate`: modifications are a Poisson process with the rate of the recent past; how recent, the
-/// time looked ahead tells.
+/// `rate`: modifications are a Poisson process with the rate of the recent past.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rate;
+
+/// The rate is taken over so much shorter a past than the time looked ahead. Over as long a past, a
+/// burst that is over would count for as long as it is looked ahead.
+const PAST_SHORTER: f32 = 16.0;
 
 impl Rate {
     /// The probability that a chunk with these decayed counts is not modified for `in_us`.
     fn unmodified(decayed: &[f32; SCALES], in_us: u64) -> f32 {
         let seconds = in_us as f32 / 1e6;
+        let past = seconds / PAST_SHORTER;
         // A steady stream of r windows a second makes a count of r times the half-life / ln 2.
         let rate = |scale: usize| decayed[scale] * std::f32::consts::LN_2 / HALF_LIVES_S[scale];
-        // Between the scales whose half-lives are next to the time looked ahead.
-        let above = HALF_LIVES_S.iter().position(|&half_life_s| half_life_s >= seconds);
+        // Between the scales whose half-lives are next to that past.
+        let above = HALF_LIVES_S.iter().position(|&half_life_s| half_life_s >= past);
         let rate_per_s = match above {
             Some(0) => rate(0),
             None => rate(SCALES - 1),
             Some(above) => {
                 let (low, high) = (HALF_LIVES_S[above - 1], HALF_LIVES_S[above]);
-                let part = (seconds / low).ln() / (high / low).ln();
+                let part = (past / low).ln() / (high / low).ln();
                 rate(above - 1) * (1.0 - part) + rate(above) * part
             }
         };
