@@ -32,6 +32,10 @@ use recency::Recency;
 /// volume) says nothing about what is modified next, and must not push all else out.
 pub const SPAN_CHUNKS_MAX: u32 = 4096;
 
+/// Chunks of one window that partners are looked for among, the first ones. Where so many are
+/// modified within a second, being modified together says little, and a tick has to end.
+const COMODIFIED_MAX: usize = 8192;
+
 /// Place of a chunk in the monitor's table while it is active.
 pub(crate) type RowId = u32;
 
@@ -302,8 +306,7 @@ impl Monitor {
             row.reads = row.reads.saturating_add(1);
             return;
         }
-        // Rows that are pushed out and come back again and again must not fill the list.
-        if row.writes == 0 && self.modified_now.len() < self.options.active_chunks_max {
+        if row.writes == 0 && self.modified_now.len() < COMODIFIED_MAX {
             self.modified_now.push((row_id, chunk));
         }
         row.writes = row.writes.saturating_add(1);
