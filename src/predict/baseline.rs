@@ -60,8 +60,8 @@ impl Rate {
             None => rate(SCALES - 1),
             Some(above) => {
                 let (low, high) = (HALF_LIVES_S[above - 1], HALF_LIVES_S[above]);
-                let part = (past / low).ln() / (high / low).ln();
-                rate(above - 1) * (1.0 - part) + rate(above) * part
+                let upper = (past / low).ln() / (high / low).ln();
+                rate(above - 1) * (1.0 - upper) + rate(above) * upper
             }
         };
         (-(rate_per_s + 1.0 / PRIOR_GAP_S) * seconds).exp()
