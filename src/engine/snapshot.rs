@@ -704,6 +704,9 @@ impl Engine {
     /// A staged copy that a failed snapshot had not adopted is as good for the next one, unless a
     /// writer had adopted it on its way in.
     fn keep_or_drop(&mut self, chunk: ChunkIndex, staged: Staged, slots: &mut dyn SlotSpace) {
+        // Of the present epoch from here on: a writer that slept through the end of the cut has nothing
+        // left to adopt, in between or later.
+        let _ = self.gate.mark_dirty(chunk);
         let keep = self.gate.view(chunk).staged
             && staged.content != Content::Unchanged
             && self.store_gone.is_none();

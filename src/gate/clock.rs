@@ -19,8 +19,7 @@ const EPOCH_LOW: u32 = 0x7f;
 const OPERATION_SHIFT: u32 = 8;
 const ONE: u64 = 1 << OPERATION_SHIFT;
 const LOW_MASK: u64 = ONE - 1;
-/// Largest operation number.
-pub(super) const OPERATION_MAX: u64 = u64::MAX >> OPERATION_SHIFT;
+const _: () = assert!(OperationNumber::MAX.0 == u64::MAX >> OPERATION_SHIFT);
 
 /// Where the volume stands: the epoch that commands enter now, and whether the snapshot that was
 /// cut when it began is still completing.
@@ -45,7 +44,7 @@ fn ahead(clock: u64, epoch: u32) -> u32 {
 
 impl Clock {
     pub fn new(next: OperationNumber) -> Self {
-        assert!(next.0 <= OPERATION_MAX, "operation number {} exceeds 56 bits", next.0);
+        assert!(next.0 <= OperationNumber::MAX.0, "operation number {} exceeds 56 bits", next.0);
         Self {
             clock: AtomicU64::new(next.0 << OPERATION_SHIFT | 1 << EPOCH_SHIFT),
             epoch: AtomicU32::new(1),

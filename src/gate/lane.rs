@@ -244,7 +244,7 @@ impl Lanes {
     }
 
     fn barrier(&self) {
-        if !self.used().is_empty() {
+        if !self.counts.is_empty() {
             heavy_barrier();
         }
     }

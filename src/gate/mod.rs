@@ -74,6 +74,11 @@ pub struct Epoch(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OperationNumber(pub u64);
 
+impl OperationNumber {
+    /// The largest.
+    pub const MAX: Self = Self(u64::MAX >> 8);
+}
+
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "epoch {}", self.0)

@@ -13,7 +13,7 @@ use super::export;
 use super::failure::{Failure, Sort};
 use super::snapshots;
 use super::stats::unix_ms;
-use super::store_host::{self, KnownVolume, Open, StoreHost};
+use super::store_host::{self, Exclusive, KnownVolume, Open, StoreHost};
 use super::volume::{self, Volume, VolumeOptions, WaitFor};
 use super::volume_bdev::VolumeDevice;
 use super::world::world;
@@ -356,6 +356,12 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
         }
         None => (add_volume(&store, &options, &info).await?, true),
     };
+    let id = known.record.borrow().id;
+    if world.attached(&store, id).is_some() {
+        let what = format!("volume '{}' is still being removed; try again", options.name);
+        return Err(Failure::new(Sort::Busy, what));
+    }
+    let _opening = Exclusive::take(&known).await;
     let opened =
         open_volume(key, &store, &known, options.clone(), &master, master_channel, &store_channel);
     let result = match opened.await {
@@ -364,7 +370,6 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
     };
     if result.is_err() && new {
         // Nothing half-done stays; if this fails, the volume stays known, without snapshots.
-        let id = known.record.borrow().id;
         if let Err(error) = store.forget_volume(id).await {
             let error = store::chain(&error);
             tracing::warn!(volume = options.name, error, "unused volume stays in the catalog");
@@ -491,6 +496,21 @@ async fn open_volume(
     let id = known.record.borrow().id;
     let loaded =
         store.with_catalog(move |catalog| catalog.load_state(id)).await.map_err(of_store)?;
+    let unsettled = loaded.snapshots.iter().find(|record| match record.state {
+        SnapshotState::Completing => true,
+        SnapshotState::Complete => !known.views.borrow().contains_key(&record.seq),
+        SnapshotState::Failed => false,
+    });
+    if let Some(record) = unsettled {
+        let what = format!(
+            "what became of snapshot '{}' of volume '{}' could not be recorded; unload store '{}' and \
+             load it again",
+            record.name,
+            known.name(),
+            store.name
+        );
+        return Err(Failure::new(Sort::Stale, what));
+    }
     let info = master.info();
     let geometry = Geometry::new(loaded.record.chunk_bytes, info.block_bytes, info.block_count)
         .map_err(|error| {
@@ -869,10 +889,8 @@ async fn drop_record(
     known: &Rc<KnownVolume>,
     seq: crate::engine::records::SnapshotSeq,
 ) -> Result<(), Failure> {
-    known.deleting.set(true);
-    let result = drop_record_now(store, known, seq).await;
-    known.deleting.set(false);
-    result
+    let _deleting = Exclusive::take(known).await;
+    drop_record_now(store, known, seq).await
 }
 
 async fn drop_record_now(
@@ -891,7 +909,9 @@ async fn drop_record_now(
     let reply = match store.execute(request).await {
         Ok(reply) => reply,
         // A failed snapshot that could not even be recorded.
-        Err(store::Error::NoSnapshot { .. }) => CatalogReply::Done,
+        Err(store::Error::NoSnapshot { .. }) if record.state == SnapshotState::Failed => {
+            CatalogReply::Done
+        }
         Err(error) => {
             if had_bdev {
                 snapshots::publish(store, known, &record);

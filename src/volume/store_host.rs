@@ -29,6 +29,8 @@ use crate::store::{
 
 /// How long to wait before a full catalog queue is tried again.
 const QUEUE_RETRY: std::time::Duration = std::time::Duration::from_millis(1);
+/// Pause between two looks at whether one's turn has come.
+const EXCLUSIVE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// A volume that a store knows, attached or not.
 pub struct KnownVolume {
@@ -44,8 +46,30 @@ pub struct KnownVolume {
     pub hosts: RefCell<BTreeMap<SnapshotSeq, Rc<SnapshotHost>>>,
     /// Slots of staged copies that were saved at the last clean stop, while it is detached.
     pub saved_staged_slots: Cell<u64>,
-    /// A snapshot is being deleted: no other, and no cut, until it is.
+    /// A snapshot is being deleted, or the dirty chunks are being loaded or saved: nothing else of
+    /// these meanwhile ([`Exclusive`]).
     pub deleting: Cell<bool>,
+}
+
+/// Keeps deletions away from one another and from what loads or saves the volume's dirty chunks: a
+/// deletion makes chunks dirty, in the catalog or in the gate, and must not do so in between.
+pub struct Exclusive(Rc<KnownVolume>);
+
+impl Exclusive {
+    /// Waits for those before.
+    pub async fn take(known: &Rc<KnownVolume>) -> Self {
+        while known.deleting.get() {
+            executor::sleep(EXCLUSIVE_PAUSE).await;
+        }
+        known.deleting.set(true);
+        Self(Rc::clone(known))
+    }
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        self.0.deleting.set(false);
+    }
 }
 
 impl KnownVolume {

@@ -12,7 +12,7 @@ use super::export;
 use super::failure::{Failure, Sort};
 use super::snapshots;
 use super::stats::VolumeCounters;
-use super::store_host::{KnownVolume, StoreHost};
+use super::store_host::{Exclusive, KnownVolume, StoreHost};
 use super::volume_bdev::{self, VolumeDevice};
 use super::world::world;
 use crate::engine::events::{CatalogStep, CopyJob, Effect, Event, Micros, ReadSource};
@@ -620,6 +620,8 @@ impl Volume {
 
     /// Every user has closed the bdev: end the engine, let go of the master.
     async fn destruct(self: &Rc<Self>) {
+        let known = self.known();
+        let _saving = Exclusive::take(&known).await;
         let (sender, receiver) = oneshot();
         *self.stopped.borrow_mut() = Some(sender);
         self.drive(Event::Stop);

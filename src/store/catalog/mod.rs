@@ -41,9 +41,9 @@ pub use self::check::CheckReport;
 /// Memory that redb may use for pages, in bytes. The catalog of a store with 64 Ki slots fits.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// Operation numbers reserved when a volume is opened. 2^44 commands are 200 days at one million
-/// per second; each snapshot moves the bound on. 2^20 unclean stops use up 64 bits.
-pub const OPERATION_RESERVE: u64 = 1 << 44;
+/// Operation numbers reserved when a volume is opened. 2^40 commands are 12 days at one million
+/// per second; each snapshot moves the bound on. 2^16 unclean stops use up the gate's 56 bits.
+pub const OPERATION_RESERVE: u64 = 1 << 40;
 
 /// Part of the catalog region that only transactions which free room may use: 1/8. Deleting a
 /// snapshot copies pages before it frees any.
@@ -292,7 +292,13 @@ impl Catalog {
                     self.reopen_quietly();
                     match self.transaction_number() {
                         Ok(found) if found == number => return Ok(value),
-                        _ => error,
+                        Ok(_) => error,
+                        // It may have happened or not, and whoever asked will act as if not. A later
+                        // transaction must not find out otherwise: only a load may.
+                        Err(_) => {
+                            self.lose();
+                            error
+                        }
                     }
                 }
             };
@@ -523,6 +529,10 @@ impl Catalog {
     /// Lets go of the device without another write: for a catalog that panicked, whose memory may
     /// contradict itself. The next open repairs what is on the device.
     pub(super) fn abandon(mut self) {
+        self.lose();
+    }
+
+    fn lose(&mut self) {
         self.closed = true;
         self.region.cut_off();
         self.database = None;

@@ -325,26 +325,16 @@ impl Catalog {
         self.transact(OPERATION, Room::Shrinks, |tx| {
             let mut volumes = tx.open_table(VOLUMES).map_err(table_error(OPERATION))?;
             let mut row = volume_row(&volumes, volume, OPERATION)?;
-            // Only a load settles it, and the slots that it may hold.
-            let snapshots = tx.open_table(SNAPSHOTS).map_err(table_error(OPERATION))?;
-            if let Some(unsettled) = snapshots_of(&snapshots, volume, OPERATION)?
-                .into_iter()
-                .find(|snapshot| snapshot.state == SnapshotState::Completing)
-            {
+            let bound = row.record.operation_number.0;
+            let bound = bound.saturating_add(OPERATION_RESERVE);
+            if bound > OperationNumber::MAX.0 {
                 return Err(Error::Refused {
                     operation: OPERATION,
-                    what: format!(
-                        "the failure of snapshot {:?} could not be recorded; unload the store and \
-                         load it again",
-                        unsettled.name
-                    ),
+                    what:
+                        "all operation numbers have been used; copy the volume's data to a new one"
+                            .to_owned(),
                 });
             }
-            let bound = row.record.operation_number.0;
-            let bound = bound.checked_add(OPERATION_RESERVE).ok_or_else(|| Error::Refused {
-                operation: OPERATION,
-                what: "all operation numbers have been used".to_owned(),
-            })?;
             row.record.operation_number = OperationNumber(bound);
             row.record.clean = false;
             put_volume(&mut volumes, &row, OPERATION)?;
