@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Context, Prediction, Predictor};
+use super::{Context, FREE_BYTES_PER_S, Prediction, Predictor};
 use crate::monitor::{HALF_LIVES_S, SCALES, Tick};
 
 /// One modification in so many seconds is expected of a chunk that none was seen of: no chunk is
@@ -29,8 +29,9 @@ impl Predictor for Idle {
 
     fn step(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
         prediction.clear();
+        let race = context.race();
         for &age_us in tick.age_us {
-            prediction.push(&context.forecast, |in_us| rests(age_us, in_us));
+            prediction.push(&race, |in_us| rests(age_us, in_us));
         }
         for (score, &age_us) in prediction.score.iter_mut().zip(tick.age_us) {
             *score = f32::from(u8::from(age_us >= self.rest_us));
@@ -69,8 +70,9 @@ impl Rate {
 
     fn predict(tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
         prediction.clear();
+        let race = context.race();
         for decayed in tick.decayed {
-            prediction.push(&context.forecast, |in_us| Self::unmodified(decayed, in_us));
+            prediction.push(&race, |in_us| Self::unmodified(decayed, in_us));
             let p_modify = prediction.p_modify.last_mut().expect("just pushed");
             // Each window goes by another scale; still a longer one holds the shorter.
             for window in 1..p_modify.len() {
@@ -112,9 +114,6 @@ impl Predictor for Likely {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Deadline;
 
-/// What devices are taken to manage where no rate is set, in bytes per second.
-const FREE_BYTES_PER_S: u64 = 500_000_000;
-
 /// Copying begins so many times earlier than it takes: chunks are written again meanwhile.
 const EARLIER: f32 = 1.2;
 
@@ -127,14 +126,15 @@ impl Predictor for Deadline {
     }
 
     fn step(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
-        let rate = context.copy_bytes_per_s_max.unwrap_or(FREE_BYTES_PER_S).max(1);
-        let takes_s = context.work_bytes as f32 / rate as f32 * EARLIER + EARLIER_S;
+        let bytes_per_s = context.copy_bytes_per_s_max.unwrap_or(FREE_BYTES_PER_S).max(1);
+        let takes_s = context.work_bytes as f32 / bytes_per_s as f32 * EARLIER + EARLIER_S;
         // Not knowing the time, it is the mean of what is possible.
         let left_s = context.forecast.expect(|in_us| in_us as f32 / 1e6);
         let begins = left_s <= takes_s;
         prediction.clear();
+        let race = context.race();
         for &age_us in tick.age_us {
-            prediction.push(&context.forecast, |in_us| rests(age_us, in_us));
+            prediction.push(&race, |in_us| rests(age_us, in_us));
         }
         for (score, &age_us) in prediction.score.iter_mut().zip(tick.age_us) {
             *score = if begins { 0.5 + 0.5 * (1.0 - rests(60_000_000, age_us)) } else { 0.0 };
@@ -170,6 +170,7 @@ impl Predictor for Oracle {
 
     fn step(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
         prediction.clear();
+        let race = context.race();
         let snapshot_us = after(&self.snapshots_us, tick.now_us);
         for chunk in tick.rows {
             let times_us = self.modifications_us.get(chunk).map_or(&[][..], Vec::as_slice);
@@ -177,7 +178,7 @@ impl Predictor for Oracle {
             let rests_until = |until_us: u64| {
                 f32::from(u8::from(next_us.is_none_or(|next_us| next_us > until_us)))
             };
-            prediction.push(&context.forecast, |in_us| rests_until(tick.now_us + in_us));
+            prediction.push(&race, |in_us| rests_until(tick.now_us + in_us));
             *prediction.score.last_mut().expect("just pushed") =
                 snapshot_us.map_or(0.0, rests_until);
         }

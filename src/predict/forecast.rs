@@ -38,6 +38,57 @@ impl Forecast {
     }
 }
 
+/// Snapshots that nobody expects: so many per second, beside those that are. One in 20 of those
+/// taken every 10 min.
+const UNEXPECTED_PER_S: f32 = 0.05 / 600.0;
+
+/// Whether to copy now or to look again later, for one horizon: which comes first, the next
+/// snapshot or the next modification, if one of them comes within it?
+///
+/// Waiting costs nothing while no snapshot is near, and shows whether the chunk is written again. The
+/// probability that it rests until the snapshot says nothing of that: at 0.9 a copy is probably
+/// used, and still better made later. (One-step look-ahead rule of optimal stopping.)
+#[derive(Clone, Debug, PartialEq)]
+pub struct Race {
+    /// Times of a snapshot within the horizon, with their probabilities.
+    within: Vec<(u64, f32)>,
+    /// Probability that it comes later.
+    beyond: f32,
+    unexpected: f32,
+    horizon_us: u64,
+}
+
+impl Race {
+    /// Weighs the next `horizon_us`.
+    pub fn new(forecast: &Forecast, horizon_us: u64) -> Self {
+        let within: Vec<_> =
+            forecast.times.iter().copied().filter(|(in_us, _)| *in_us <= horizon_us).collect();
+        let sum: f32 = within.iter().map(|(_, probability)| probability).sum();
+        let unexpected = UNEXPECTED_PER_S * horizon_us as f32 / 1e6;
+        Self { within, beyond: (1.0 - sum).max(0.0), unexpected, horizon_us }
+    }
+
+    /// Times that survival is asked for: those of snapshots, and last the horizon's end.
+    pub fn times_us(&self) -> impl Iterator<Item = u64> {
+        self.within.iter().map(|(in_us, _)| *in_us).chain([self.horizon_us])
+    }
+
+    /// The probability that the snapshot comes first, from those to stay unmodified until
+    /// [`Self::times_us`].
+    pub fn score(&self, mut unmodified: impl Iterator<Item = f32>) -> f32 {
+        let (mut first, mut second) = (0.0, 0.0);
+        for (_, probability) in &self.within {
+            let rests = unmodified.next().unwrap_or(0.0);
+            first += probability * rests;
+            second += probability * (1.0 - rests);
+        }
+        let rests = unmodified.next().unwrap_or(0.0);
+        first += self.unexpected * (1.0 + rests) / 2.0;
+        second += self.beyond * (1.0 - rests);
+        first / (first + second).max(f32::MIN_POSITIVE)
+    }
+}
+
 /// Learns when snapshots are taken.
 #[derive(Clone, Debug, Default)]
 pub struct SnapshotTimes {
@@ -123,6 +174,27 @@ mod tests {
         assert_eq!(times.forecast(100).known_us(), Some(400));
         times.cut(500);
         assert_eq!(times.forecast(501).known_us(), None);
+    }
+
+    #[test]
+    fn a_copy_waits_while_no_snapshot_is_near() {
+        let second_us = 1_000_000;
+        let score = |in_s: u64, gap_s: f32| {
+            let race = Race::new(&Forecast::known(in_s * second_us), 60 * second_us);
+            let rests = race.times_us().map(|us| (-(us as f32) / 1e6 / gap_s).exp());
+            race.score(rests.collect::<Vec<_>>().into_iter())
+        };
+        // Written every 20 min: near the snapshot it is copied, long before only what rests is.
+        assert!(score(30, 1200.0) > 0.9, "{}", score(30, 1200.0));
+        assert!(score(500, 1200.0) < 0.2, "{}", score(500, 1200.0));
+        assert!(score(500, 1e6) > 0.9, "{}", score(500, 1e6));
+        assert!(score(30, 5.0) < 0.1, "{}", score(30, 5.0));
+        // The closer the snapshot and the rarer the writes, the better; never out of bounds.
+        for gap_s in [0.1, 1.0, 60.0, 1e4, 1e9] {
+            let scores = [1000, 61, 60, 20, 1].map(|in_s| score(in_s, gap_s));
+            assert!(scores.is_sorted(), "{scores:?}");
+            assert!(scores.iter().all(|score| (0.0..=1.0).contains(score)), "{scores:?}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@
 
 use std::f32::consts::LN_2;
 
-use super::{Forecast, Prediction, WINDOWS, WINDOWS_US};
+use super::{Prediction, Race, WINDOWS, WINDOWS_US};
 
 /// Number of bins.
 pub const BINS: usize = 12;
@@ -92,25 +92,23 @@ pub fn expected_ticks(hazards: &Hazards) -> f32 {
 #[derive(Clone, Debug)]
 pub struct Plan {
     windows: [Window; WINDOWS],
-    /// Times of the next snapshot with their probabilities.
-    snapshot: Vec<(Window, f32)>,
+    race: Race,
+    /// The times that the race asks for.
+    times: Vec<Window>,
 }
 
 impl Plan {
-    /// For a forecast, and hazards per tick of `tick_ms`.
-    pub fn new(forecast: &Forecast, tick_ms: u32) -> Self {
+    /// For a race, and hazards per tick of `tick_ms`.
+    pub fn new(race: Race, tick_ms: u32) -> Self {
         let window = |us: u64| Window::new(us as f32 / (tick_ms as f32 * 1000.0));
-        Self {
-            windows: WINDOWS_US.map(window),
-            snapshot: forecast.times().iter().map(|&(us, p)| (window(us), p)).collect(),
-        }
+        Self { windows: WINDOWS_US.map(window), times: race.times_us().map(window).collect(), race }
     }
 
     /// Adds a row.
     pub fn push(&self, hazards: &Hazards, prediction: &mut Prediction) {
         prediction.p_modify.push(self.windows.map(|window| window.p_modify(hazards)));
-        let unmodified = self.snapshot.iter().map(|(window, p)| p * window.survival(hazards));
-        prediction.score.push(unmodified.sum());
+        let unmodified = self.times.iter().map(|window| window.survival(hazards));
+        prediction.score.push(self.race.score(unmodified));
     }
 }
 

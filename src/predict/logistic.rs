@@ -45,7 +45,7 @@ impl Predictor for Logistic {
     }
 
     fn step(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
-        let plan = Plan::new(&context.forecast, self.model.tick_ms);
+        let plan = Plan::new(context.race(), self.model.tick_ms);
         prediction.clear();
         for row in 0..tick.len() {
             let hazards = hazards(&self.model, tick.features_of(row), &mut self.scaled);

@@ -144,7 +144,7 @@ impl Predictor for Lstm {
     fn step(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
         let mut hazards = std::mem::take(&mut self.hazards);
         self.advance(tick.slots, tick.features, tick.fresh, &mut hazards);
-        let plan = Plan::new(&context.forecast, self.model.tick_ms);
+        let plan = Plan::new(context.race(), self.model.tick_ms);
         prediction.clear();
         for row in &hazards {
             plan.push(row, prediction);

@@ -149,7 +149,7 @@ fn measure_tick() {
         let fresh = vec![false; slots.len()];
         let mut lstm = Lstm::new(sized(Shape { features: 16, hidden: 32 }));
         let mut hazards = vec![];
-        let plan = Plan::new(&SnapshotTimes::new().forecast(0), 1000);
+        let plan = Plan::new(Context::new(SnapshotTimes::new().forecast(0)).race(), 1000);
         let mut prediction = Prediction::default();
         let mut times: Vec<_> = (0..9)
             .map(|_| {

@@ -26,7 +26,7 @@ pub mod train;
 #[cfg(feature = "lstm")]
 pub mod tune;
 
-pub use forecast::{Forecast, SnapshotTimes};
+pub use forecast::{Forecast, Race, SnapshotTimes};
 #[cfg(feature = "lstm")]
 pub use lstm::Lstm;
 
@@ -37,6 +37,15 @@ pub const WINDOWS: usize = 4;
 
 /// The windows, in microseconds: 10 s, 1 min, 5 min, 15 min.
 pub const WINDOWS_US: [u64; WINDOWS] = [10_000_000, 60_000_000, 300_000_000, 900_000_000];
+
+/// Waiting is weighed for a minute: enough for a copier that gives way to foreground commands.
+const HORIZON_US: u64 = 60_000_000;
+
+/// And for longer if copying all there is to copy takes long: so many times that.
+const EARLIER: f32 = 2.0;
+
+/// What devices are taken to manage where no rate is set, in bytes per second.
+const FREE_BYTES_PER_S: u64 = 500_000_000;
 
 /// What a predictor is told besides the tick.
 #[derive(Clone, Debug)]
@@ -54,6 +63,13 @@ impl Context {
     pub fn new(forecast: Forecast) -> Self {
         Self { forecast, work_bytes: 0, copy_bytes_per_s_max: None }
     }
+
+    /// How snapshot and modification race over the time that waiting is weighed for.
+    pub fn race(&self) -> Race {
+        let rate = self.copy_bytes_per_s_max.unwrap_or(FREE_BYTES_PER_S).max(1);
+        let takes_us = self.work_bytes as f32 / rate as f32 * 1e6;
+        Race::new(&self.forecast, HORIZON_US.max((EARLIER * takes_us) as u64))
+    }
 }
 
 /// What a predictor says of each row of a tick.
@@ -62,8 +78,9 @@ pub struct Prediction {
     /// Per row, the probability that the chunk is modified within each of [`WINDOWS_US`] from the
     /// end of the tick's window; never smaller for a longer one.
     pub p_modify: Vec<[f32; WINDOWS]>,
-    /// Per row, the probability that a copy made now is used: the chunk is not modified before the
-    /// next snapshot. Whether it is dirty, so that the snapshot requires it, the engine knows.
+    /// Per row, the probability that the next snapshot comes before the next modification, if one
+    /// of them comes soon ([`Race`]): that a copy made now is used, and is not better made later.
+    /// Whether the chunk is dirty, so that the snapshot requires it, the engine knows.
     pub score: Vec<f32>,
 }
 
@@ -75,9 +92,9 @@ impl Prediction {
     }
 
     /// Adds a row from its probability to stay unmodified for so many microseconds.
-    pub fn push(&mut self, forecast: &Forecast, unmodified: impl Fn(u64) -> f32) {
+    pub fn push(&mut self, race: &Race, unmodified: impl Fn(u64) -> f32) {
         self.p_modify.push(WINDOWS_US.map(|window_us| 1.0 - unmodified(window_us)));
-        self.score.push(forecast.expect(unmodified));
+        self.score.push(race.score(race.times_us().map(unmodified)));
     }
 }
 
