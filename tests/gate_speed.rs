@@ -129,11 +129,6 @@ fn huge_volume() {
             write(&gate, LbaRange::new(random(&mut state) % HUGE_CHUNKS * CHUNK_LBAS, 1));
         });
     });
-    let (start, mut next) = (Instant::now(), Some(ChunkIndex(0)));
-    while let Some(first) = next {
-        next = gate.prefault(first, 1 << 16);
-    }
-    println!("{:52} {:8.1} ms", "prefault, present already", start.elapsed().as_secs_f64() * 1e3);
     let start = Instant::now();
     let cut = gate.cut().expect("the first");
     let cut_ns = start.elapsed().as_nanos();

@@ -4,7 +4,7 @@
 //! block is an *lba* here, so that the two cannot be confused.
 
 use std::fmt;
-use std::ops::{BitOr, BitOrAssign, Range};
+use std::ops::Range;
 
 /// Smallest chunk in bytes: below it the tables outgrow the benefit.
 pub const CHUNK_BYTES_MIN: u32 = 64 << 10;
@@ -69,19 +69,6 @@ impl BlockMap {
     /// Maximal runs of neighbouring blocks, in ascending order: one read and one write each.
     pub const fn runs(self) -> BlockRuns {
         BlockRuns { left: self.0 }
-    }
-}
-
-impl BitOr for BlockMap {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-impl BitOrAssign for BlockMap {
-    fn bitor_assign(&mut self, other: Self) {
-        self.0 |= other.0;
     }
 }
 

@@ -195,25 +195,6 @@ impl Gate {
         BlockMap(self.map(chunk).load(Ordering::Acquire))
     }
 
-    /// Makes the table's next pages present, from `first` for at most `chunks_max` chunks, and says
-    /// where to go on. For who would rather spend the table's memory (16 bytes per chunk) at once
-    /// than a page fault in the first command of each 256 chunks. Any thread, also under load.
-    pub fn prefault(&self, first: ChunkIndex, chunks_max: u32) -> Option<ChunkIndex> {
-        let end = first.0.saturating_add(chunks_max).min(self.geometry.chunk_count());
-        // A page of 4 KiB has 256 chunks; the table's start need not be a page's.
-        for chunk in (first.0..end).step_by(128) {
-            // A write that changes nothing: a read would map the shared zero page only, and that is
-            // what the compiler makes of `fetch_or(0)`. If the map is not zero, the page is there.
-            let _ = self.map(ChunkIndex(chunk)).compare_exchange(
-                0,
-                0,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
-        }
-        (end < self.geometry.chunk_count()).then_some(ChunkIndex(end))
-    }
-
     fn word(&self, chunk: ChunkIndex) -> WordRef<'_> {
         WordRef { raw: &self.chunks[chunk.as_usize()][0], mask: self.mask }
     }

@@ -107,21 +107,6 @@ impl RpcError {
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(Errno::Inval, message)
     }
-
-    /// `-ENOENT`: there is no `kind` called `name`.
-    pub fn not_found(kind: &str, name: &str, remedy: &str) -> Self {
-        Self::new(Errno::NoEnt, format!("{kind} {name:?} does not exist: {remedy}"))
-    }
-
-    /// `-EEXIST`: the name is taken.
-    pub fn taken(kind: &str, name: &str, remedy: &str) -> Self {
-        Self::new(Errno::Exist, format!("{kind} {name:?} already exists: {remedy}"))
-    }
-
-    /// `-EBUSY`: what has to end first is in `remedy`.
-    pub fn busy(kind: &str, name: &str, remedy: &str) -> Self {
-        Self::new(Errno::Busy, format!("{kind} {name:?} is in use: {remedy}"))
-    }
 }
 
 impl fmt::Display for RpcError {
@@ -150,11 +135,8 @@ mod tests {
 
     #[test]
     fn display_is_one_line_with_the_name_of_the_code() {
-        let error = RpcError::not_found("volume", "vol\n0", "see presnap volume list");
-        assert_eq!(
-            error.to_string(),
-            "volume \"vol\\n0\" does not exist: see presnap volume list (-ENOENT)"
-        );
+        let error = RpcError::new(Errno::NoEnt, "volume \"vol0\" does not exist");
+        assert_eq!(error.to_string(), "volume \"vol0\" does not exist (-ENOENT)");
         let other = RpcError { code: -32700, message: "Parse error".into() };
         assert_eq!(other.to_string(), "Parse error (-32700)");
     }

@@ -198,7 +198,7 @@ extern "C" fn psr_app_started(ctx: *mut c_void) {
     });
 }
 
-/// SIGINT or SIGTERM came (or [`start_shutdown`]).
+/// SIGINT or SIGTERM came.
 extern "C" fn psr_app_shutdown() {
     guard("shutdown", || stop_here(0));
 }
@@ -209,19 +209,9 @@ pub fn on_shutdown(hook: impl FnOnce() -> LocalFuture<()> + Send + 'static) {
     shutdown_hooks().push(Box::new(hook));
 }
 
-/// Whether the app is on its way down.
-pub fn is_stopping() -> bool {
-    STOPPING.load(Ordering::Relaxed)
-}
-
 /// Ends the app: shutdown hooks, then SPDK's subsystems; [`run`] then returns `rc`. From any thread.
 pub fn stop(rc: i32) {
     Thread::app().send(move || stop_here(rc));
-}
-
-/// As if SIGTERM had come. From any thread.
-pub fn start_shutdown() {
-    stop(0);
 }
 
 fn stop_here(rc: i32) {

@@ -28,8 +28,6 @@ impl Errno {
     pub const INVAL: Self = Self(22);
     /// Protocol not supported: SPDK was built without the transport.
     pub const PROTONOSUPPORT: Self = Self(93);
-    /// Not supported.
-    pub const NOTSUP: Self = Self(95);
     /// Canceled: the other side went away.
     pub const CANCELED: Self = Self(125);
 
@@ -79,11 +77,6 @@ impl IoError {
     /// The command was aborted (by a reset, an abort, or a device on its way out).
     pub fn is_aborted(&self) -> bool {
         self.0.status == sys::PSC_STATUS_ABORTED
-    }
-
-    /// A compare found different data.
-    pub fn is_miscompare(&self) -> bool {
-        self.0.status == sys::PSC_STATUS_MISCOMPARE
     }
 }
 

@@ -134,11 +134,6 @@ impl<T> Sender<T> {
     pub fn send(self, value: T) {
         lock(&self.0).value = Some(value);
     }
-
-    /// Whether someone still waits.
-    pub fn is_wanted(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
-    }
 }
 
 impl<T> Drop for Sender<T> {

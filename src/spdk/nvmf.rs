@@ -273,17 +273,6 @@ pub async fn resume(nqn: &str) -> Result<(), Errno> {
     control(|done, ctx| unsafe { sys::psc_nvmf_subsystem_resume(subsystem, done, ctx) }).await
 }
 
-/// Adds a namespace to a running subsystem; gives its id.
-///
-/// # Errors
-/// As with [`start`]; `ENODEV` without the bdev.
-pub async fn add_ns(nqn: &str, namespace: &Namespace) -> Result<u32, Errno> {
-    pause(nqn).await?;
-    let added = find(nqn).and_then(|subsystem| add_namespace(subsystem, namespace));
-    resume(nqn).await?;
-    added
-}
-
 /// Removes a namespace from a running subsystem.
 ///
 /// # Errors

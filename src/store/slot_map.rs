@@ -171,11 +171,6 @@ impl SlotMap {
         Iter { map: self, next: Some(first.0) }
     }
 
-    /// Whether both maps share all their pages: equal without comparing.
-    pub fn shares_all_with(&self, other: &SlotMap) -> bool {
-        Arc::ptr_eq(&self.root, &other.root)
-    }
-
     /// Bytes of the pages that this map alone holds, and of those that it shares.
     pub fn memory_bytes(&self) -> MapMemory {
         fn add(page: &Arc<Page>, shared_above: bool, memory: &mut MapMemory) {

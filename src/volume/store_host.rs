@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use serde_json::json;
-use uuid::Uuid;
 
 use super::copier::{BufferPool, SlotLayout};
 use super::failure::{Failure, Sort};
@@ -142,7 +141,7 @@ impl StoreHost {
         desc.claim().map_err(|error| Failure::opening(bdev, error))?;
         let channel = desc.channel().map_err(|error| Failure::opening(bdev, error))?;
         let device: SharedDevice = Arc::new(StoreDevice::new(key, channel.clone()));
-        let opened = Self::load(key, bdev, &desc, device, how).await;
+        let opened = Self::load(bdev, device, how).await;
         let (loaded, thread) = match opened {
             Ok(opened) => opened,
             Err(failure) => {
@@ -199,13 +198,10 @@ impl StoreHost {
     }
 
     async fn load(
-        key: u64,
         bdev: &str,
-        desc: &Desc,
         device: SharedDevice,
         how: Open,
     ) -> Result<(Loaded, CatalogThread), Failure> {
-        let _ = (key, desc);
         let (sender, receiver) = oneshot();
         let started = spawn_os_thread("presnap-load", catalog_cpus(), move || {
             let result = match how {
@@ -548,9 +544,4 @@ pub fn find(
         )),
         _ => Ok(found),
     }
-}
-
-/// A new UUID.
-pub fn new_uuid() -> Uuid {
-    Uuid::new_v4()
 }
