@@ -8,33 +8,33 @@ use crate::engine::records::{SnapshotSeq, VolumeId};
 /// Result of a store operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Coarse sort of an [`Error`], for mapping to errno and NVMe status at the edge.
+/// Coarse sort of an [`Error`], for whoever maps it to an errno (`volume/failure.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The device failed a read, write or flush (EIO).
+    /// The device failed a read, write or flush.
     Io,
-    /// The device carries no presnap store (ENOENT).
+    /// The device carries no presnap store.
     NotAStore,
-    /// The device carries something else, or another store (EEXIST).
+    /// The device carries something else, or another store.
     Occupied,
-    /// The device or a parameter does not fit (EINVAL).
+    /// The device or a parameter does not fit.
     Invalid,
-    /// What is on the device is damaged (EUCLEAN, or EIO where that is not known).
+    /// What is on the device is damaged.
     Damaged,
-    /// A newer presnap wrote what is on the device (EPROTONOSUPPORT).
+    /// A newer presnap wrote what is on the device.
     Unsupported,
-    /// A volume or snapshot that is not there (ENOENT).
+    /// A volume or snapshot that is not there.
     NotFound,
-    /// A name or number that is taken (EEXIST).
+    /// A name or number that is taken.
     Exists,
-    /// Not in the present state (EBUSY).
+    /// Not in the present state.
     Busy,
-    /// The catalog region or the slot region is full (ENOSPC).
+    /// The catalog region or the slot region is full.
     Full,
-    /// The catalog was closed or its thread is gone (ESHUTDOWN).
+    /// The catalog was closed or its thread is gone.
     Closed,
-    /// A defect of presnap (EFAULT).
+    /// A defect of presnap.
     Internal,
 }
 

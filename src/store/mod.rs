@@ -39,8 +39,10 @@ pub use self::{
     slots::SlotAllocator,
     superblock::Superblock,
 };
-pub use crate::engine::crc::{CrcCombiner, crc32c, is_zero};
-use crate::engine::records::{SnapshotSeq, SnapshotState};
+use crate::{
+    engine::records::{SnapshotSeq, SnapshotState},
+    gate::{Geometry, OperationNumber},
+};
 
 /// An error and its causes in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
@@ -91,18 +93,6 @@ pub struct VolumeView {
     pub state: LoadedVolume,
     /// The whole view of each complete snapshot, in chain order.
     pub views: Vec<(SnapshotSeq, SlotMap)>,
-}
-
-impl VolumeView {
-    /// Chunks of the volume.
-    pub fn chunk_count(&self) -> u32 {
-        chunk_count(&self.state)
-    }
-}
-
-fn chunk_count(volume: &LoadedVolume) -> u32 {
-    // The catalog takes no volume with more than u32::MAX chunks.
-    catalog::chunk_count(&volume.record).min(u64::from(u32::MAX)) as u32
 }
 
 /// Makes a store on the device and loads it. Nothing is written before all checks have passed;
@@ -164,17 +154,45 @@ pub fn load(device: &SharedDevice) -> Result<LoadedStore> {
     let mut allocator = SlotAllocator::new(superblock.slot_count);
     let mut volumes = Vec::new();
     for record in catalog.volumes()? {
-        volumes.push(load_volume(&catalog, catalog.load_state(record.id)?, &mut allocator)?);
+        let state = catalog.load_state(record.id)?;
+        volumes.push(load_volume(&catalog, &superblock, state, &mut allocator)?);
     }
     Ok(LoadedStore { superblock, repaired, catalog, allocator, volumes })
 }
 
+/// Refuses what would stop the process when the volume is attached; gives its number of chunks.
+fn check_volume(volume: &LoadedVolume, slot_bytes: u32) -> Result<u32> {
+    let record = &volume.record;
+    let damaged =
+        |what: String| Error::CatalogDamaged { what: format!("volume {:?}: {what}", record.name) };
+    let master = &record.master;
+    let geometry = Geometry::new(record.chunk_bytes, master.block_bytes, master.block_count)
+        .map_err(|error| damaged(error.to_string()))?;
+    if record.chunk_bytes != slot_bytes {
+        return Err(damaged(format!("chunks of {} bytes", record.chunk_bytes)));
+    }
+    if record.operation_number >= OperationNumber::MAX {
+        return Err(damaged(format!("operation number {}", record.operation_number)));
+    }
+    let is_behind = |chunk: u64| chunk >= u64::from(geometry.chunk_count());
+    let last_of = |&(word, bits): &(u32, u64)| {
+        bits.checked_ilog2().map(|bit| u64::from(word) * u64::from(u64::BITS) + u64::from(bit))
+    };
+    if volume.dirty_words.iter().filter_map(last_of).any(is_behind)
+        || volume.staged.iter().any(|staged| is_behind(staged.chunk.0.into()))
+    {
+        return Err(damaged("dirty or staged chunks behind its end".to_owned()));
+    }
+    Ok(geometry.chunk_count())
+}
+
 fn load_volume(
     catalog: &Catalog,
+    superblock: &Superblock,
     state: LoadedVolume,
     allocator: &mut SlotAllocator,
 ) -> Result<VolumeView> {
-    let chunk_count = chunk_count(&state);
+    let chunk_count = check_volume(&state, superblock.slot_bytes)?;
     let two_owners = |slot: u32| Error::CatalogDamaged {
         what: format!("slot {slot} has two owners, or does not exist"),
     };

@@ -24,10 +24,10 @@ use redb::StorageBackend;
 
 use super::{
     bytes::{put, u32_at, u64_at},
-    crc32c,
     device::{self, SharedDevice},
     error::{Error, Result},
 };
+use crate::engine::crc::crc32c;
 
 /// Offsets and sizes of the format, as in docs/on-disk-format.md.
 pub mod layout {

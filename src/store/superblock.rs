@@ -8,11 +8,11 @@ use uuid::Uuid;
 
 use super::{
     bytes::{array_at, put, u32_at, u64_at},
-    crc32c,
     device::{self, Device},
     error::{Error, Result},
     slot_map::SLOT_INDEX_MAX,
 };
+use crate::engine::crc::crc32c;
 
 /// Offsets, sizes and values of the format, as in docs/on-disk-format.md.
 pub mod layout {

@@ -21,7 +21,6 @@ use self::codec::{
     DIRTY, META, META_NEXT_VOLUME, META_SCHEMA, META_STORE, META_TRANSACTION, ROWS, SCHEMA_VERSION,
     SNAPSHOTS, STAGED, VOLUMES, VolumeRow,
 };
-pub(super) use self::requests::chunk_count;
 use super::{
     device::SharedDevice,
     error::{Error, Result},

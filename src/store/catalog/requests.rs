@@ -213,7 +213,7 @@ fn check_text(what: &str, text: &str) -> Result<()> {
 }
 
 /// Chunks of a volume.
-pub(in crate::store) fn chunk_count(record: &VolumeRecord) -> u64 {
+pub(super) fn chunk_count(record: &VolumeRecord) -> u64 {
     let bytes = u128::from(record.master.block_count) * u128::from(record.master.block_bytes);
     bytes.div_ceil(u128::from(record.chunk_bytes)).try_into().unwrap_or(u64::MAX)
 }
@@ -327,7 +327,8 @@ impl Catalog {
             let mut row = volume_row(&volumes, volume, OPERATION)?;
             let bound = row.record.operation_number.0;
             let bound = bound.saturating_add(OPERATION_RESERVE);
-            if bound > OperationNumber::MAX.0 {
+            // Below, not at it: the next start begins one higher.
+            if bound >= OperationNumber::MAX.0 {
                 return Err(Error::Refused {
                     operation: OPERATION,
                     what:

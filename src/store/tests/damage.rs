@@ -7,6 +7,7 @@ use super::{
     },
     *,
 };
+use crate::engine::crc::crc32c;
 
 fn damage(sim: &SimDevice, offset: u64) {
     let mut byte = [0];
@@ -169,6 +170,43 @@ fn damage_each_page(start: &SimDevice) {
         }
     }
     assert!(refused > 10 && harmless > 10, "{refused} refused, {harmless} harmless");
+}
+
+#[test]
+fn a_volume_that_cannot_be_is_damage_and_no_panic() {
+    let volume = |change: fn(&mut LoadedVolume)| {
+        let mut volume = LoadedVolume {
+            record: volume_record("vol0", 100),
+            last_seq: SnapshotSeq(0),
+            snapshots: vec![],
+            dirty_words: vec![(1, 1 << 35)],
+            staged: vec![],
+        };
+        change(&mut volume);
+        check_volume(&volume, SLOT_BYTES)
+    };
+    assert_eq!(volume(|_| ()).unwrap(), 100, "chunk 99 is the last");
+    let impossible: [fn(&mut LoadedVolume); 7] = [
+        |volume| volume.record.master.block_bytes = 0,
+        |volume| volume.record.master.block_count = 0,
+        |volume| volume.record.chunk_bytes = 0,
+        |volume| volume.record.chunk_bytes = 2 * SLOT_BYTES,
+        |volume| volume.record.operation_number = OperationNumber::MAX,
+        |volume| volume.dirty_words = vec![(1, 1 << 36)],
+        |volume| {
+            volume.staged = vec![StagedRecord {
+                chunk: ChunkIndex(100),
+                operation_number: OperationNumber(1),
+                slot: None,
+                block_map: 0,
+                block_crcs: Box::new([0; 64]),
+            }];
+        },
+    ];
+    for (number, change) in impossible.into_iter().enumerate() {
+        let refused = volume(change).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Damaged, "number {number}: {refused}");
+    }
 }
 
 /// A store as presnap 0.1.0 formats it: 32 MiB, one volume, two snapshots. Stores of released

@@ -1,4 +1,4 @@
-//! Numbers for docs/on-disk-format.md and docs/performance; run by hand in release:
+//! Numbers for docs/on-disk-format.md and docs/figures.md; run by hand in release:
 //! `cargo test --release --no-default-features measure -- --ignored --nocapture`.
 
 #![allow(clippy::cast_precision_loss)] // For people.
@@ -6,6 +6,7 @@
 use std::{hint::black_box, time::Instant};
 
 use super::*;
+use crate::engine::crc::{CrcCombiner, is_zero};
 
 fn per(count: u64, start: Instant) -> f64 {
     start.elapsed().as_nanos() as f64 / count as f64
