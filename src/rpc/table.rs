@@ -39,8 +39,8 @@ const STAGING_LIMIT: Param = Param::integer(
     "staging_limit_percent",
     "% of the store's slots",
     (0, 100),
-    "How much of the store staged copies of this volume may take. They give way when a snapshot \
-     needs the space.",
+    "How much of the store staged copies of this volume may take. The next snapshot of the volume \
+     adopts them; snapshots of other volumes do not get that space.",
 );
 const SNAPSHOT_TARGET: Param = Param::integer(
     "snapshot_target_ms",
