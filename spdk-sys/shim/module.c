@@ -3,12 +3,15 @@
 
 void psc_env_note_app_thread(void);
 void psc_status_of(const struct spdk_bdev_io *bdev_io, struct psc_status *status);
+const char *psc_claimed_by(struct spdk_bdev *bdev);
 
 struct psc_device {
 	struct spdk_bdev bdev;
 	const struct psc_device_ops *ops;
 	void *rust;
 	bool read_only;
+	/* Zero copies that are started and not ended. All threads. */
+	uint64_t zcopies_open;
 };
 
 /* Context of each I/O channel of a psc_device. */
@@ -130,6 +133,43 @@ device_destruct(void *ctx)
 	return 1; /* spdk_bdev_destruct_done() follows */
 }
 
+/*
+ * On a zero copy that was started here and is not ended. The bdev layer may send an end whose start it
+ * did itself, and what is in driver_ctx then is anyone's.
+ */
+static uint64_t
+zcopy_mark_of(const struct psc_io *io)
+{
+	return (uint64_t)(uintptr_t)io ^ UINT64_C(0x7a636f7079207073);
+}
+
+static void
+device_submit_zcopy(struct psc_device *dev, struct spdk_bdev_io *bdev_io, struct psc_io *io)
+{
+	io->offset_blocks = bdev_io->u.bdev.offset_blocks;
+	io->num_blocks = bdev_io->u.bdev.num_blocks;
+	io->zcopy_start = bdev_io->u.bdev.zcopy.start != 0;
+	io->zcopy_populate = bdev_io->u.bdev.zcopy.populate != 0;
+	io->zcopy_commit = bdev_io->u.bdev.zcopy.commit != 0;
+	io->zcopy_kept = !io->zcopy_start && io->zcopy_mark == zcopy_mark_of(io);
+	io->zcopy_mark = 0;
+	if (io->zcopy_kept) {
+		__atomic_fetch_sub(&dev->zcopies_open, 1, __ATOMIC_RELEASE);
+	} else {
+		io->base_io = NULL;
+		io->zcopy_own_buf = !io->zcopy_start;
+	}
+}
+
+void
+psc_io_zcopy_keep(struct psc_io *io)
+{
+	struct psc_device *dev = ((struct spdk_bdev_io *)spdk_bdev_io_from_ctx(io))->bdev->ctxt;
+
+	io->zcopy_mark = zcopy_mark_of(io);
+	__atomic_fetch_add(&dev->zcopies_open, 1, __ATOMIC_RELEASE);
+}
+
 static void
 device_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
 {
@@ -148,14 +188,7 @@ device_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
 		io->num_blocks = 0;
 		break;
 	case PSC_IO_ZCOPY:
-		io->zcopy_start = bdev_io->u.bdev.zcopy.start != 0;
-		io->zcopy_populate = bdev_io->u.bdev.zcopy.populate != 0;
-		io->zcopy_commit = bdev_io->u.bdev.zcopy.commit != 0;
-		if (io->zcopy_start) {
-			io->base_io = NULL;
-		}
-		io->offset_blocks = bdev_io->u.bdev.offset_blocks;
-		io->num_blocks = bdev_io->u.bdev.num_blocks;
+		device_submit_zcopy(dev, bdev_io, io);
 		break;
 	default:
 		io->offset_blocks = bdev_io->u.bdev.offset_blocks;
@@ -170,11 +203,29 @@ device_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
 	dev->ops->psr_submit(dev->rust, channel->rust, io);
 }
 
+/*
+ * Whether zero copies of who uses the bdev are ended. Those of SPDK's modules that pass them on may not
+ * be, and then what the start holds would be held for ever; for these the bdev layer makes reads and
+ * writes of them. While any is open the answer stays, since its end asks again.
+ */
+static bool
+zcopy_user_ends(struct psc_device *dev)
+{
+	const char *claimed_by = psc_claimed_by(&dev->bdev);
+
+	return claimed_by == NULL || strcmp(claimed_by, "NVMe-oF Target") == 0 ||
+	       strcmp(claimed_by, psc_module.name) == 0 ||
+	       __atomic_load_n(&dev->zcopies_open, __ATOMIC_ACQUIRE) != 0;
+}
+
 static bool
 device_io_type_supported(void *ctx, enum spdk_bdev_io_type type)
 {
 	struct psc_device *dev = ctx;
 
+	if (type == SPDK_BDEV_IO_TYPE_ZCOPY && !zcopy_user_ends(dev)) {
+		return false;
+	}
 	return dev->ops->psr_io_type_supported(dev->rust, (uint32_t)type);
 }
 
@@ -413,29 +464,63 @@ complete_as(struct psc_io *io, struct spdk_bdev_io *base)
 #endif
 }
 
-/* Zero copy: the base's buffer goes up with the start and comes back with the end. */
+/* Zero copy: the base's buffer goes up with the start... */
 static void
-zcopy_done(struct spdk_bdev_io *base, bool success, struct psc_io *io)
+zcopy_started(struct spdk_bdev_io *base, bool success, struct psc_io *io)
 {
-	if (!io->zcopy_start) {
-		io->base_io = NULL;
-	} else if (success) {
-		struct iovec *iovs;
-		int iovcnt;
+	struct psc_status status;
+	struct iovec *iovs;
+	int iovcnt;
 
-		spdk_bdev_io_get_iovec(base, &iovs, &iovcnt);
-		if (iovcnt == 1) {
-			spdk_bdev_io_set_buf(outer(io), iovs[0].iov_base, iovs[0].iov_len);
-		} else {
-			outer(io)->u.bdev.iovs = iovs;
-			outer(io)->u.bdev.iovcnt = iovcnt;
-		}
-		io->base_io = base;
-		spdk_bdev_io_complete(outer(io), SPDK_BDEV_IO_STATUS_SUCCESS);
-		return; /* and keep the base's command */
+	if (!success) {
+		psc_status_of(base, &status);
+		io->base_cb(io, &status);
+		complete_as(io, base);
+		spdk_bdev_free_io(base);
+		return;
 	}
-	complete_as(io, base);
+	spdk_bdev_io_get_iovec(base, &iovs, &iovcnt);
+	if (iovcnt == 1) {
+		spdk_bdev_io_set_buf(outer(io), iovs[0].iov_base, iovs[0].iov_len);
+	} else {
+		outer(io)->u.bdev.iovs = iovs;
+		outer(io)->u.bdev.iovcnt = iovcnt;
+	}
+	io->base_io = base;
+	/* Our channel may be gone by the end: that of a rate limit that is lifted meanwhile. */
+	io->zcopy_ch = spdk_bdev_get_io_channel(io->base_desc);
+	io->base_cb(io, NULL);
+	spdk_bdev_io_complete(outer(io), SPDK_BDEV_IO_STATUS_SUCCESS);
+}
+
+static void
+zcopy_ended_home(void *ctx)
+{
+	struct psc_io *io = ctx;
+	struct psc_status status = io->zcopy_status;
+
+	io->base_cb(io, status.status == PSC_STATUS_SUCCESS ? NULL : &status);
+	psc_io_complete_status(io, &status);
+}
+
+/* ... and comes back with the end, to the thread of the start. */
+static void
+zcopy_ended(struct spdk_bdev_io *base, struct psc_io *io)
+{
+	struct spdk_thread *home = spdk_bdev_io_get_thread(outer(io));
+
+	psc_status_of(base, &io->zcopy_status);
+	io->base_io = NULL;
 	spdk_bdev_free_io(base);
+	if (io->zcopy_ch != NULL) {
+		spdk_put_io_channel(io->zcopy_ch);
+	}
+	if (home == spdk_get_thread()) {
+		zcopy_ended_home(io);
+	} else if (spdk_thread_send_msg(home, zcopy_ended_home, io) != 0) {
+		/* Out of message objects: the process cannot go on in any case. */
+		abort();
+	}
 }
 
 static void
@@ -444,6 +529,14 @@ forward_done(struct spdk_bdev_io *base, bool success, void *ctx)
 	struct psc_io *io = ctx;
 	struct psc_status status;
 
+	if (spdk_unlikely(io->type == PSC_IO_ZCOPY && !io->zcopy_own_buf)) {
+		if (io->zcopy_start) {
+			zcopy_started(base, success, io);
+		} else {
+			zcopy_ended(base, io);
+		}
+		return;
+	}
 	if (spdk_unlikely(!success)) {
 		psc_status_of(base, &status);
 	}
@@ -453,10 +546,6 @@ forward_done(struct spdk_bdev_io *base, bool success, void *ctx)
 		return;
 	}
 	io->base_cb(io, success ? NULL : &status);
-	if (spdk_unlikely(io->type == PSC_IO_ZCOPY)) {
-		zcopy_done(base, success, io);
-		return;
-	}
 	if (spdk_likely(success)) {
 		spdk_bdev_io_complete(outer(io), SPDK_BDEV_IO_STATUS_SUCCESS);
 	} else {
@@ -501,6 +590,39 @@ forward_keep(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_chan
 	io->base_offset_blocks = off;
 }
 
+static int
+forward_zcopy(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *ch, uint64_t off)
+{
+	struct spdk_bdev_io *bdev_io = outer(io);
+	uint64_t num = io->num_blocks;
+
+	if (io->zcopy_own_buf && io->zcopy_start) {
+		return spdk_bdev_readv_blocks(desc, ch, bdev_io->u.bdev.iovs, bdev_io->u.bdev.iovcnt,
+					      off, num, forward_done, io);
+	}
+	if (io->zcopy_own_buf) {
+		return spdk_bdev_writev_blocks(desc, ch, bdev_io->u.bdev.iovs, bdev_io->u.bdev.iovcnt,
+					       off, num, forward_done, io);
+	}
+	forward_keep(io, desc, ch, off);
+	if (io->zcopy_start) {
+#if PSC_SINCE(21, 7)
+		return spdk_bdev_zcopy_start(desc, ch, NULL, 0, off, num, io->zcopy_populate,
+					     forward_done, io);
+#else
+		return spdk_bdev_zcopy_start(desc, ch, off, num, io->zcopy_populate, forward_done, io);
+#endif
+	}
+	if (io->base_io == NULL) {
+		return -EINVAL; /* the start was not forwarded */
+	}
+	if (spdk_bdev_io_get_thread(io->base_io) != spdk_get_thread()) {
+		/* A rate limit came or went in between, and with it the thread that commands come on. */
+		return spdk_thread_send_msg(spdk_bdev_io_get_thread(io->base_io), forward_retry, io);
+	}
+	return spdk_bdev_zcopy_end(io->base_io, io->zcopy_commit, forward_done, io);
+}
+
 static void
 forward_submit(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *ch,
 	       uint64_t off)
@@ -540,20 +662,7 @@ forward_submit(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_ch
 				bdev_io->u.bdev.fused_iovcnt, off, num, forward_done, io);
 		break;
 	case PSC_IO_ZCOPY:
-		if (!io->zcopy_start && io->base_io == NULL) {
-			rc = -EINVAL; /* the start was not forwarded */
-			break;
-		}
-		if (!io->zcopy_start) {
-			rc = spdk_bdev_zcopy_end(io->base_io, io->zcopy_commit, forward_done, io);
-			break;
-		}
-#if PSC_SINCE(21, 7)
-		rc = spdk_bdev_zcopy_start(desc, ch, NULL, 0, off, num, io->zcopy_populate,
-					   forward_done, io);
-#else
-		rc = spdk_bdev_zcopy_start(desc, ch, off, num, io->zcopy_populate, forward_done, io);
-#endif
+		rc = forward_zcopy(io, desc, ch, off);
 		break;
 	case PSC_IO_ABORT:
 		/* Commands that were forwarded carry their psc_io as callback argument. */
@@ -620,13 +729,22 @@ has_buf(struct spdk_bdev_io *bdev_io)
 	       bdev_io->u.bdev.iovs[0].iov_base != NULL;
 }
 
+static inline bool
+needs_buf(struct psc_io *io)
+{
+	bool reads = io->type == PSC_IO_READ ||
+		     (io->type == PSC_IO_ZCOPY && io->zcopy_own_buf && io->zcopy_start);
+
+	return reads && !has_buf(outer(io));
+}
+
 void
 psc_io_forward(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *ch,
 	       uint64_t offset_blocks, psc_io_cb cb, uint8_t mode)
 {
 	io->base_cb = cb;
 	io->base_mode = mode;
-	if (io->type == PSC_IO_READ && spdk_unlikely(!has_buf(outer(io)))) {
+	if (spdk_unlikely(needs_buf(io))) {
 		forward_keep(io, desc, ch, offset_blocks);
 		spdk_bdev_io_get_buf(outer(io), forward_got_buf, data_bytes(outer(io)));
 	} else {

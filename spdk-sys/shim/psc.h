@@ -164,7 +164,7 @@ struct psc_bdev_info {
 	const char *module_name;
 	const char *claimed_by; /* or NULL */
 	uint64_t block_count;
-	uint64_t io_types; /* bit per enum psc_io_type */
+	uint64_t io_types; /* bit per enum psc_io_type; zero copy where the module itself does it */
 	uint32_t block_bytes; /* with interleaved metadata */
 	uint32_t data_block_bytes; /* without */
 	uint32_t md_bytes;
@@ -216,11 +216,15 @@ struct psc_op {
 	uint32_t type; /* enum psc_io_type */
 	struct psc_status status;
 	uint64_t wait[PSC_WAIT_WORDS]; /* struct spdk_bdev_io_wait_entry */
+	struct spdk_bdev_io *zcopy_io; /* PSC_IO_ZCOPY: NULL to start one, which sets it; else to end it */
+	bool zcopy_populate;
+	bool zcopy_commit;
 };
 
 /*
  * Submits, waiting as needed for a free spdk_bdev_io. The callback comes exactly once, with op->status
- * filled, and never before this function returned.
+ * filled, and, but for zero copy, never before this function returned. A zero copy's buffers are in
+ * op->iovs from a successful start to the end.
  */
 void psc_op_submit(struct psc_op *op);
 
@@ -257,7 +261,9 @@ struct psc_io {
 	bool zcopy_populate;
 	bool zcopy_commit;
 	uint8_t base_mode; /* enum psc_forward_mode; module.c's */
-	uint8_t reserved[3];
+	bool zcopy_own_buf; /* its buffer is the bdev layer's; forwarded as a read or write of it */
+	bool zcopy_kept; /* an end: `user` is as the start left it */
+	uint8_t reserved;
 	psc_io_cb base_cb; /* module.c's */
 	uint64_t user[PSC_IO_USER_BYTES / 8];
 	uint64_t src_offset_blocks; /* PSC_IO_COPY */
@@ -266,7 +272,11 @@ struct psc_io {
 	struct spdk_bdev_desc *base_desc; /* while the command waits for something */
 	struct spdk_io_channel *base_ch;
 	uint64_t base_offset_blocks;
-	struct spdk_bdev_io *base_io; /* between the start and the end of a zero copy */
+	/* Between the start and the end of a zero copy: */
+	uint64_t zcopy_mark;
+	struct spdk_bdev_io *base_io;
+	struct spdk_io_channel *zcopy_ch; /* base_io's, held */
+	struct psc_status zcopy_status; /* of the end, on its way to the thread it came on */
 	uint64_t wait[PSC_WAIT_WORDS];
 };
 
@@ -322,6 +332,8 @@ void psc_io_complete_status(struct psc_io *io, const struct psc_status *status);
  */
 void psc_io_forward(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *ch,
 		    uint64_t offset_blocks, psc_io_cb cb, uint8_t mode);
+/* A zero copy's start is about to succeed, and `user` has to be there at its end. */
+void psc_io_zcopy_keep(struct psc_io *io);
 /* Data buffers of a read or write; a read without buffers yet gets them first. */
 typedef void (*psc_io_buf_cb)(struct psc_io *io, bool success);
 void psc_io_get_buf(struct psc_io *io, psc_io_buf_cb cb);

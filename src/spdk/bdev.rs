@@ -34,7 +34,7 @@ pub enum IoType {
     Reset = sys::PSC_IO_RESET as u8,
     /// Write zeroes.
     WriteZeroes = sys::PSC_IO_WRITE_ZEROES as u8,
-    /// Lend or take back a buffer of the device.
+    /// Lend or take back a buffer of the device. See [`super::zcopy`].
     Zcopy = sys::PSC_IO_ZCOPY as u8,
     /// Compare.
     Compare = sys::PSC_IO_COMPARE as u8,
@@ -379,7 +379,7 @@ pub(super) extern "C" fn psr_desc_event(event: u32, ctx: *mut c_void) {
 
 pub(super) struct ChannelInner {
     raw: NonNull<sys::spdk_io_channel>,
-    thread: Thread,
+    pub(super) thread: Thread,
     desc: Desc,
 }
 

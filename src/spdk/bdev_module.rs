@@ -35,7 +35,8 @@ pub trait BdevDevice: Send + Sync + Sized + 'static {
     type Channel: 'static;
 
     /// Per-command state, in the command itself: at most [`IO_STATE_BYTES_MAX`], alignment 8.
-    /// `Default` when the command is submitted, dropped when it completes.
+    /// `Default` when the command is submitted, dropped when it completes. That of a zero copy stays
+    /// from its successful start to the end of its end.
     type IoState: Default + 'static;
 
     /// Whether the bdev takes such commands.
@@ -412,6 +413,18 @@ impl<D: BdevDevice> BdevIo<D> {
         Zcopy { start: raw.zcopy_start, populate: raw.zcopy_populate, commit: raw.zcopy_commit }
     }
 
+    /// Has a zero copy work on a buffer of the bdev layer instead of one that the bdev below lends: from
+    /// here on its start is forwarded as a read into that buffer, and its end as a write of it. At the
+    /// start.
+    ///
+    /// # Panics
+    /// With anything else.
+    pub fn use_own_buffer(&mut self) {
+        assert!(self.kind() == IoType::Zcopy && self.zcopy().start, "the start of a zero copy");
+        // SAFETY: as in kind(); C reads it when the command is forwarded.
+        unsafe { (*self.raw()).zcopy_own_buf = true };
+    }
+
     /// The device.
     pub fn device(&self) -> &D {
         &self.device_box().device
@@ -463,16 +476,22 @@ impl<D: BdevDevice> BdevIo<D> {
     }
 
     /// Ends self and its state, leaving the completion to the caller.
-    fn finish(self) -> *mut sys::psc_io {
+    fn finish(self, success: bool) -> *mut sys::psc_io {
         let raw = self.raw();
-        // SAFETY: written when submitted, dropped once.
-        unsafe { ptr::drop_in_place(self.state_raw()) };
+        if success && self.kind() == IoType::Zcopy && self.zcopy().start {
+            // SAFETY: as in kind(). The end finds the state as it is.
+            unsafe { sys::psc_io_zcopy_keep(raw) };
+        } else {
+            // SAFETY: written when submitted, or by the start of the zero copy that ends; dropped once.
+            unsafe { ptr::drop_in_place(self.state_raw()) };
+        }
         mem::forget(self);
         raw
     }
 
     /// Ends the command.
     pub fn complete(self, status: Status) {
+        let success = status == Status::Success;
         let status = match status {
             Status::Success => sys::PSC_STATUS_SUCCESS,
             Status::Failed => sys::PSC_STATUS_FAILED,
@@ -481,13 +500,13 @@ impl<D: BdevDevice> BdevIo<D> {
             Status::NoMem => sys::PSC_STATUS_NOMEM,
         };
         // SAFETY: completed once, on its thread.
-        unsafe { sys::psc_io_complete(self.finish(), status) };
+        unsafe { sys::psc_io_complete(self.finish(success), status) };
     }
 
     /// Ends the command with an NVMe status.
     pub fn complete_nvme(self, sct: u16, sc: u16) {
         // SAFETY: completed once, on its thread.
-        unsafe { sys::psc_io_complete_nvme(self.finish(), 0, sct, sc) };
+        unsafe { sys::psc_io_complete_nvme(self.finish(sct == 0 && sc == 0), 0, sct, sc) };
     }
 
     /// Ends the command as another one ended.
@@ -496,7 +515,7 @@ impl<D: BdevDevice> BdevIo<D> {
             Ok(()) => self.complete(Status::Success),
             // SAFETY: completed once, on its thread; the status is copied.
             Err(error) => unsafe {
-                sys::psc_io_complete_status(self.finish(), &raw const error.0);
+                sys::psc_io_complete_status(self.finish(false), &raw const error.0);
             },
         }
     }
@@ -548,12 +567,13 @@ impl<D: BdevDevice> BdevIo<D> {
             let mut io = unsafe { Self::from_raw(raw) };
             // SAFETY: set by send_raw().
             let done = unsafe { io.take_sent::<Option<OnDone<D>>>() };
+            // SAFETY: NULL, or valid during this call.
+            let result = result_of(unsafe { status.as_ref() });
             if let Some(done) = done {
-                // SAFETY: NULL, or valid during this call.
-                done(&mut io, result_of(unsafe { status.as_ref() }));
+                done(&mut io, result);
             }
             // C completes it next.
-            let _ = io.finish();
+            let _ = io.finish(result.is_ok());
         });
     }
 
@@ -837,7 +857,9 @@ extern "C" fn psr_submit<D: BdevDevice>(
                 sys::psc_io_complete(raw, sys::PSC_STATUS_FAILED);
                 return;
             }
-            (&raw mut (*raw).user).cast::<D::IoState>().write(D::IoState::default());
+            if u32::from((*raw).type_) != sys::PSC_IO_ZCOPY || !(*raw).zcopy_kept {
+                (&raw mut (*raw).user).cast::<D::IoState>().write(D::IoState::default());
+            }
             device.device.submit(channel, BdevIo::from_raw(raw));
         }
     });

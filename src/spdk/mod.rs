@@ -52,6 +52,10 @@
 //!   into the latter. SPDK holds its list lock meanwhile: no bdev function may be called there.
 //! - examine: all modules' `examine_config`, then `examine_disk` of the module that claimed, or of all.
 //!   While a bdev is registered; its RPC answers without waiting for `examine_disk`.
+//! - Zero copy: passthru bdevs and partitions start a second one instead of ending the first, also in
+//!   today's SPDK. So [`bdev::BdevInfo::supports`] does not count theirs, and bdevs of ours offer it
+//!   only to users that are known to end what they start (module.c). Ends may come on another thread
+//!   than starts, when a rate limit came or went; module.c brings the base's back to its own.
 //! - Without native support the bdev layer does compare-and-write as locked read, compare and write;
 //!   write zeroes as writes; unmap not at all.
 //! - Each command to a stacked bdev needs two `spdk_bdev_io`. If those that come in take all there are,
@@ -71,6 +75,7 @@ pub mod nvmf;
 pub mod poller;
 pub mod rpc;
 pub mod thread;
+pub mod zcopy;
 
 pub use bdev::{BdevEvent, BdevInfo, Desc, IoChannel, IoType, Part};
 pub use bdev_module::{BdevDevice, BdevIo, BdevSpec, ParkedIo, Registration, Status};

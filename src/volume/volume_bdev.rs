@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::access::{AccessKind, AccessRing, AccessRings, CommandKind};
 use super::volume;
-use crate::gate::{ChunkIndex, Gate, Lane, LbaRange, Passage};
+use crate::gate::{ChunkIndex, Entry, Gate, Lane, LbaRange, Passage};
 use crate::spdk::bdev::{Desc, IoChannel, IoType};
 use crate::spdk::bdev_module::{BdevDevice, BdevIo, ParkedIo, Status};
 use crate::spdk::error::{Errno, IoError};
@@ -42,9 +42,7 @@ impl BdevDevice for VolumeDevice {
 
     fn io_type_supported(&self, io_type: IoType) -> bool {
         match io_type {
-            // A zero-copy command hands out the master's own buffer, which its user may change
-            // before the gate could know; users of zero copy fall back to reads and writes.
-            IoType::Zcopy | IoType::Abort => false,
+            IoType::Abort => false,
             other => self.io_types >> (other as u32) & 1 == 1,
         }
     }
@@ -56,6 +54,12 @@ impl BdevDevice for VolumeDevice {
 
     fn submit(&self, channel: &VolumeChannel, io: BdevIo<Self>) {
         let kind = io.kind();
+        if kind == IoType::Zcopy {
+            if let Some(kind) = zcopy_kind(&io) {
+                channel.ring.count(kind, io.num_blocks());
+            }
+            return zcopy(io);
+        }
         channel.ring.count(command_kind(kind), io.num_blocks());
         match kind {
             IoType::Read => {
@@ -98,6 +102,18 @@ fn command_kind(io_type: IoType) -> CommandKind {
         IoType::Reset => CommandKind::Reset,
         IoType::Compare | IoType::CompareAndWrite => CommandKind::Compare,
         IoType::Zcopy | IoType::Abort | IoType::Copy => CommandKind::Other,
+    }
+}
+
+/// What a zero copy counts as: one that shows data is a read, and one that takes data a write.
+fn zcopy_kind(io: &BdevIo<VolumeDevice>) -> Option<CommandKind> {
+    let zcopy = io.zcopy();
+    match (zcopy.start, zcopy.populate) {
+        (true, true) => Some(CommandKind::Read),
+        (true, false) => Some(CommandKind::Write),
+        // Counted at its start.
+        (false, _) if io.state().is_some() => None,
+        (false, _) => zcopy.commit.then_some(CommandKind::Write),
     }
 }
 
@@ -149,7 +165,56 @@ fn park(io: BdevIo<VolumeDevice>, chunk: ChunkIndex) {
 
 /// Sends a parked command to its reactor to enter again.
 pub fn wake(parked: ParkedIo<VolumeDevice>) {
-    parked.resume_with(admit);
+    parked.resume_with(|io| if io.kind() == IoType::Zcopy { zcopy(io) } else { admit(io) });
+}
+
+/// A zero copy comes twice: its start gets a buffer, its end gives that back.
+///
+/// One that is to be written gets the master's own buffer, and is in the gate from its start to its
+/// end. One that shows what is on the master gets a copy: reads do not wait at the gate, and in the
+/// master's own buffer its user could change things unseen. Should it be committed, that is a write.
+fn zcopy(mut io: BdevIo<VolumeDevice>) {
+    let zcopy = io.zcopy();
+    if zcopy.start && zcopy.populate {
+        let (device, ring) = (io.device(), &io.channel().ring);
+        device.rings.record(ring, range(&io), AccessKind::Read, io.submit_ticks());
+        io.use_own_buffer();
+        io.forward_via(|channel| &channel.master, Some(ended));
+    } else if zcopy.start {
+        lend(io);
+    } else if io.state().is_some() {
+        io.forward_via(|channel| &channel.master, Some(landed));
+    } else if zcopy.commit {
+        admit(io);
+    } else {
+        io.complete(Status::Success);
+    }
+}
+
+/// Brings a zero copy into the gate and has the master lend its buffer, or parks it.
+fn lend(mut io: BdevIo<VolumeDevice>) {
+    if io.num_blocks() == 0 {
+        return io.complete(Status::Success);
+    }
+    let (range, ticks) = (range(&io), io.submit_ticks());
+    let (device, channel, state) = io.parts();
+    // Not by the lane: how long the buffer is out is its user's affair, and all chunks of the volume
+    // would have to wait for the end of its turn. Nor need the end come on the thread of the start.
+    match device.gate.enter(range) {
+        Entry::Entered { epoch, .. } => {
+            *state = Some(Passage::Counted(epoch));
+            device.rings.record(&channel.ring, range, AccessKind::Modify, ticks);
+            io.forward_via(|channel| &channel.master, Some(lent));
+        }
+        Entry::Parked { chunk } | Entry::Saturated { chunk } => park(io, chunk),
+    }
+}
+
+/// The master has lent its buffer, and the command stays in the gate until its end; or it has not.
+fn lent(io: &mut BdevIo<VolumeDevice>, result: Result<(), IoError>) {
+    if result.is_err() {
+        landed(io, result);
+    }
 }
 
 /// Ends a parked command on its reactor.

@@ -51,6 +51,7 @@ fn process() {
     rpc::register("test_io", |params| async { io(rpc::params(params)?).await });
     rpc::register("test_load_start", |params| async { load_start(rpc::params(params)?).await });
     rpc::register("test_load_stop", |params| async { load_stop(rpc::params(params)?).await });
+    crate::zcopy::register();
     let options = ServeOptions {
         config: None,
         cores: std::env::var(CORES_VARIABLE).expect("given"),
@@ -162,7 +163,8 @@ async fn io(params: Io) -> Result<Value, RpcError> {
     Ok(outcome(result))
 }
 
-fn outcome(result: Result<(), IoError>) -> Value {
+/// `{ok, error, sct, sc}`.
+pub fn outcome(result: Result<(), IoError>) -> Value {
     match result {
         Ok(()) => json!({"ok": true}),
         Err(error) => {

@@ -12,6 +12,7 @@
 //! | --- | --- | --- |
 //! | I1 | `cut::a_completing_snapshot_reads...` * | a pending chunk's writes are not parked |
 //! | | `cut::commands_that_span_chunks...` | |
+//! | | `zcopy::a_snapshot_has_an_open...` * | a zero copy does not enter the gate, or leaves at its start |
 //! | I2 | `cut::snapshots_under_nvme_tcp_load...` * | `Gate::end_copy` forgets the block map |
 //! | I3 | `cut::a_completing_snapshot_reads...` * | a pending chunk's writes are not parked |
 //! | I4 | `lifecycle::the_other_snapshots_stay...` * | a delete frees the slots that it hands over |
@@ -36,3 +37,4 @@ mod layers;
 mod lifecycle;
 mod removal;
 mod restart;
+mod zcopy;
