@@ -159,6 +159,12 @@ device_submit_zcopy(struct psc_device *dev, struct spdk_bdev_io *bdev_io, struct
 		io->base_io = NULL;
 		io->zcopy_own_buf = !io->zcopy_start;
 	}
+	if (io->zcopy_start && bdev_io->u.bdev.iovs != NULL) {
+		/* Since 21.07: room of its user's for the addresses of buffers, with anything in it. */
+		bdev_io->u.bdev.iovs[0].iov_base = NULL;
+		bdev_io->u.bdev.iovs[0].iov_len = 0;
+		bdev_io->u.bdev.iovcnt = 1;
+	}
 }
 
 void
