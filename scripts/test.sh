@@ -28,12 +28,13 @@ declare -A stage_about=(
 	[clippy-pure]="clippy without SPDK, warnings are errors"
 	[pure]="tests of the rooms without SPDK"
 	[loom]="the write gate under the model checker"
+	[model]="the model's tests"
 	[clippy]="clippy with SPDK, warnings are errors; the C shim's warnings too"
 	[docs]="rustdoc without warnings; links in Markdown lead somewhere"
 	[spdk]="tests with SPDK, the target among them"
 	[mutations]="every rule of the gate broken on purpose is noticed"
 )
-stages=(setup fmt shell clippy-pure pure loom clippy docs spdk)
+stages=(setup fmt shell clippy-pure pure loom clippy docs spdk model)
 stages_quick=(fmt shell clippy-pure pure)
 # Only by name: long, and of use to those who change the gate.
 stages_named=(mutations)
@@ -239,6 +240,13 @@ stage_pure() {
 	run_tests "$(nproc)" --no-default-features
 }
 
+stage_model() {
+	# cargo test, where there is no nextest, runs them all.
+	local only=()
+	if have_nextest; then only=(--filterset 'test(/^(predict|replay)::/)'); fi
+	run_tests "$(nproc)" --no-default-features --features lstm --lib "${only[@]}"
+}
+
 # In a small crate with the gate alone: the model checker's flag would have every dependency built again.
 stage_loom() {
 	local crate=$CARGO_TARGET_DIR/gate-alone
@@ -266,9 +274,9 @@ stage_spdk() {
 	done
 	# spdk_smoke expects the hugepages to be there; tests/target reserves its own.
 	hugepages_reserve 768
-	# The rooms without SPDK have had their tests, but for what of prediction needs the model.
+	# The rooms without SPDK have had their tests.
 	if have_nextest; then
-		only=(--filterset 'not (kind(lib) and test(/^(gate|engine|store|monitor|replay|cli)::/))')
+		only=(--filterset 'not (kind(lib) and test(/^(gate|engine|store|monitor|predict|replay|cli)::/))')
 	fi
 	run_tests 1 --lib "${tests[@]}" "${only[@]}"
 }

@@ -1,13 +1,7 @@
-//! Ten thousand simulated histories, and proof that they would notice (see `presnap::replay::sim`).
+//! Ten thousand simulated histories (see `presnap::replay::sim`).
 //!
 //! A failure names its seed; `cargo run --release --no-default-features --bin presnap-sim -- --seed
 //! N --trace` tells that history step by step. `--histories 1000000` looks further than CI does.
-//!
-//! # What breaks when a rule is broken on purpose
-//! `python3 tests/sim_mutations.py` breaks each rule and runs histories from seed 0 until one is
-//! violated. How many it took, when this was written:
-//!
-//! MUTATIONS
 #![cfg(not(loom))]
 
 use presnap::replay::sim::{self, Mark, Marks};
