@@ -22,7 +22,8 @@ use presnap::rpc::handlers;
 use presnap::spdk::app::{self, AppOptions};
 use presnap::spdk::load::{self, LoadSpec};
 use presnap::spdk::{Desc, IoChannel, executor};
-use presnap::volume::volume::{Tuning, VolumeOptions, WaitFor};
+use presnap::volume::tuning::{StagingPolicy, Tuning};
+use presnap::volume::volume::{VolumeOptions, WaitFor};
 use presnap::volume::{control, hooks};
 use serde_json::{Value, json};
 
@@ -186,9 +187,11 @@ async fn add_volume(gib: u64, idle: bool) -> Result<String, String> {
         store: "bench".to_owned(),
         chunk_size_kib: None,
         tuning: Tuning {
-            idle,
+            policy: if idle { StagingPolicy::Idle } else { StagingPolicy::Off },
             // Long: what is measured is recording, not the staging of chunks that rested.
             idle_ms: 86_400_000,
+            threshold_percent: 50,
+            window_ms: 0,
             staging_limit_percent: 50,
             snapshot_target_ms: 0,
             copy_mbytes_per_sec: 0,

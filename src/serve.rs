@@ -12,6 +12,7 @@ use crate::cli::{LogLevel, ServeOptions};
 use crate::rpc::handlers;
 use crate::spdk::app::{self, AppOptions};
 use crate::volume::hooks;
+use crate::volume::predictor::PREDICTOR_CPUS;
 use crate::volume::store_host::CATALOG_CPUS;
 
 /// Runs the target until it is told to stop.
@@ -25,6 +26,9 @@ pub fn run(options: &ServeOptions) -> Result<(), String> {
         let cpus = cores.0.iter().map(|&cpu| u32::from(cpu)).collect();
         // A process serves once.
         let _ = CATALOG_CPUS.set(cpus);
+    }
+    if let Some(cores) = &options.predictor_cores {
+        let _ = PREDICTOR_CPUS.set(cores.0.iter().map(|&cpu| u32::from(cpu)).collect());
     }
     if let Some(config) = &options.config {
         let _ = hooks::CONFIGURED_MASTERS.set(masters(config));

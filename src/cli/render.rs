@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::rpc::METHODS;
 use crate::rpc::objects::{
-    ChunkPage, Export, Latency, Policy, Snapshot, SnapshotState, Stats, Store, StoreState, Volume,
-    VolumeState, VolumeStats,
+    ChunkPage, Export, Latency, Policy, PredictorStats, Snapshot, SnapshotState, Stats, Store,
+    StoreState, Volume, VolumeState, VolumeStats,
 };
 use crate::rpc::schema::{Method, Reply};
 
@@ -270,6 +270,7 @@ fn policy_words(policy: &Policy) -> String {
     match policy.policy {
         crate::rpc::PolicyName::Off => "off".into(),
         crate::rpc::PolicyName::Idle => format!("idle {}", duration_ms(policy.idle_ms)),
+        predicted => format!("{} {}%", predicted.as_str(), policy.threshold_percent),
     }
 }
 
@@ -362,7 +363,23 @@ fn volume_stats(stats: &VolumeStats) -> String {
             ),
         ),
         ("records", format!("{} taken, {} lost", stats.records.recorded, stats.records.overflowed)),
+        ("predictor", stats.predictor.as_ref().map_or("-".into(), predictor_words)),
     ])
+}
+
+fn predictor_words(predictor: &PredictorStats) -> String {
+    let serving = predictor.serving.as_deref().unwrap_or("no tick yet");
+    let fallback = predictor.fallback.as_deref().map_or(String::new(), |why| format!("; {why}"));
+    format!(
+        "{}; {} chunks; tick p50 {}, max {}; {} of {} late{}",
+        clean(serving),
+        predictor.active_chunks,
+        duration_us(predictor.tick_median_us),
+        duration_us(predictor.tick_max_us),
+        predictor.late_ticks,
+        predictor.ticks,
+        clean(&fallback)
+    )
 }
 
 fn latency(latency: &Latency) -> String {
@@ -381,9 +398,19 @@ fn latency(latency: &Latency) -> String {
 }
 
 fn chunks(page: &ChunkPage) -> String {
-    let headings =
-        ["CHUNK", "DIRTY", "STAGED", "SLOT", "OPERATION", "BLOCKS OUTDATED", "LAST WRITE"];
-    let mut table = table(&headings, &[0, 3, 4, 5, 6]);
+    let headings = [
+        "CHUNK",
+        "DIRTY",
+        "STAGED",
+        "SLOT",
+        "OPERATION",
+        "BLOCKS OUTDATED",
+        "LAST WRITE",
+        "SCORE",
+        "WRITE IN 1 MIN",
+    ];
+    let mut table = table(&headings, &[0, 3, 4, 5, 6, 7, 8]);
+    let percent = |p: f64| format!("{:.0}%", p * 100.0);
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     for chunk in &page.chunks {
         let staged = match (chunk.operation_number, chunk.valid) {
@@ -403,6 +430,8 @@ fn chunks(page: &ChunkPage) -> String {
             or_dash(chunk.operation_number.map(|op| op.to_string())),
             or_dash(chunk.operation_number.map(|_| chunk.block_map.0.count_ones().to_string())),
             or_dash(chunk.last_write_age_ms.map(|age| duration_ms(age) + " ago")),
+            or_dash(chunk.score.map(percent)),
+            or_dash(chunk.p_modify.as_ref().map(|p| percent(p.within_1_min))),
         ]);
     }
     let next = page.next.map_or(String::new(), |next| {

@@ -35,6 +35,11 @@ pub struct ServeOptions {
     #[arg(long, value_name = "LIST", value_parser = core_list)]
     pub catalog_cores: Option<CoreList>,
 
+    /// Cores that the predictor's thread may run on, as a list; absent: every core of the machine but
+    /// the reactors', if there are others
+    #[arg(long, value_name = "LIST", value_parser = core_list)]
+    pub predictor_cores: Option<CoreList>,
+
     /// Number shared by SPDK processes that use the same memory; absent: none is shared
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     pub shm_id: Option<i32>,

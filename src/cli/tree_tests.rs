@@ -188,7 +188,7 @@ fn hosts_may_be_repeated_or_listed() {
 fn wrong_usage_is_refused_with_the_bounds() {
     assert!(refusal("presnap snapshot create vol0").contains("<NAME>"));
     assert!(refusal("presnap volume create vol0 --store s").contains("--base-bdev"));
-    assert!(refusal("presnap policy v --policy lstm").contains("possible values: off, idle"));
+    assert!(refusal("presnap policy v --policy best").contains("possible values: off, idle"));
     assert!(refusal("presnap policy v --staging-limit-percent 101").contains("0..=100"));
     assert!(refusal("presnap store create s b --slot-size 64").contains("--slot-size-kib"));
     assert!(refusal("presnap snapshots list").contains("snapshot"));
@@ -220,13 +220,14 @@ fn serve_reads_all_its_options() {
     assert_eq!((options.log_level, options.config), (LogLevel::Notice, None));
     assert_eq!(options.socket.to_str(), Some(super::DEFAULT_SOCKET));
     let text = "presnap serve -c a.json -m 0,1 -s 512 --hugepage-dir /h \
-                --no-pci --catalog-cores 1 --shm-id 3 --num-trace-entries 1024 --wait-for-rpc --log-level debug \
+                --no-pci --catalog-cores 1 --predictor-cores 2 --shm-id 3 --num-trace-entries 1024 --wait-for-rpc --log-level debug \
                 --socket /s";
     let Action::Serve(options) = line(text).unwrap().action else { panic!() };
     assert_eq!(options.config.unwrap().to_str(), Some("a.json"));
     assert_eq!((options.cores.as_str(), options.memory_mib), ("[0,1]", Some(512)));
     assert_eq!(options.hugepage_dir.unwrap().to_str(), Some("/h"));
     assert_eq!(options.catalog_cores, Some(CoreList(vec![1])));
+    assert_eq!(options.predictor_cores, Some(CoreList(vec![2])));
     assert_eq!((options.shm_id, options.log_level), (Some(3), LogLevel::Debug));
     assert_eq!(options.num_trace_entries, Some(1024));
     assert_eq!(options.socket.to_str(), Some("/s"));

@@ -15,6 +15,9 @@ pub const STAGING_ERRORS_MAX: u32 = 8;
 /// predictor, which knows nothing of it, scores the others.
 const UNSEEN_REST_US: u64 = 60_000_000;
 
+/// Room is short when less than this part of the staging limit is left.
+const ROOM_SHORT_PART: u64 = 4;
+
 /// A search for dirty chunks that the policy never saw written.
 #[derive(Debug)]
 pub(super) struct Sweep {
@@ -145,6 +148,13 @@ impl Engine {
                 false
             }
         }
+    }
+
+    /// Whether staged copies take so much of their limit that some may have to give way soon.
+    pub fn room_is_short(&self) -> bool {
+        let taken = (self.staged.len() + self.jobs.len()) as u64;
+        let max = self.settings.staging_slots_max;
+        taken >= max - max / ROOM_SHORT_PART
     }
 
     fn is_full(&self, slots: &dyn SlotSpace) -> bool {

@@ -269,7 +269,7 @@ fn type_text(rust_type: &str) -> String {
     }
     match rust_type {
         "bool" => "boolean".into(),
-        "u8" | "u32" | "u64" => "number".into(),
+        "u8" | "u32" | "u64" | "f64" => "number".into(),
         "Uuid" => "UUID".into(),
         _ => "string".into(),
     }

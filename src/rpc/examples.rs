@@ -6,9 +6,9 @@ use uuid::Uuid;
 
 use super::objects::{
     Address, BlockMapHex, ByteCounts, CatalogUse, Chunk, ChunkCounts, ChunkPage, CommandCounts,
-    Consistency, CopyStats, Export, Latency, ParkedStats, Policy, RecordStats, SlotCounts,
-    Snapshot, SnapshotState, SnapshotStats, SnapshotTimes, StagingStats, Stats, Store, StoreState,
-    StoreVolume, Volume, VolumeChunks, VolumeState, VolumeStats, rfc3339,
+    Consistency, CopyStats, Export, Latency, PModify, ParkedStats, Policy, PredictorStats,
+    RecordStats, SlotCounts, Snapshot, SnapshotState, SnapshotStats, SnapshotTimes, StagingStats,
+    Stats, Store, StoreState, StoreVolume, Volume, VolumeChunks, VolumeState, VolumeStats, rfc3339,
 };
 use super::params::PolicyName;
 use super::schema::Reply;
@@ -19,6 +19,8 @@ impl Policy {
         Self {
             policy: PolicyName::Idle,
             idle_ms: 1000,
+            threshold_percent: 50,
+            window_ms: 0,
             staging_limit_percent: 50,
             snapshot_target_ms: 0,
             copy_mbytes_per_sec: 0,
@@ -179,7 +181,17 @@ impl Stats {
                 },
                 snapshots: SnapshotStats { created: 1, completed: 1, failed: 0, deleted: 0 },
                 records: RecordStats { recorded: 14_241_507, overflowed: 0 },
-                policy: Policy::example(),
+                policy: Policy { policy: PolicyName::Rate, ..Policy::example() },
+                predictor: Some(PredictorStats {
+                    serving: Some("rate".into()),
+                    fallback: None,
+                    ticks: 3_600,
+                    late_ticks: 0,
+                    tick_median_us: 1_204,
+                    tick_max_us: 2_117,
+                    last_tick_age_ms: Some(312),
+                    active_chunks: 9_412,
+                }),
             }],
         }
     }
@@ -202,6 +214,13 @@ impl ChunkPage {
                     dirty: true,
                     block_map: BlockMapHex(0x8001),
                     last_write_age_ms: Some(212),
+                    score: Some(0.1184),
+                    p_modify: Some(PModify {
+                        within_10_s: 0.5312,
+                        within_1_min: 0.8125,
+                        within_5_min: 0.9062,
+                        within_15_min: 0.9688,
+                    }),
                 },
                 Chunk {
                     chunk_id: 1,
@@ -211,6 +230,8 @@ impl ChunkPage {
                     dirty: false,
                     block_map: BlockMapHex(0),
                     last_write_age_ms: None,
+                    score: None,
+                    p_modify: None,
                 },
             ],
         }

@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::objects::{
     Address, BlockMapHex, ByteCounts, CatalogUse, Chunk, ChunkPage, CommandCounts, CopyStats,
-    Export, Latency, ParkedStats, Policy, RecordStats, SlotCounts, Snapshot, SnapshotStats,
-    StagingStats, Stats, Store, StoreState, StoreVolume, Volume as VolumeObject, VolumeChunks,
-    VolumeState, VolumeStats, rfc3339,
+    Export, Latency, PModify, ParkedStats, Policy, PredictorStats, RecordStats, SlotCounts,
+    Snapshot, SnapshotStats, StagingStats, Stats, Store, StoreState, StoreVolume,
+    Volume as VolumeObject, VolumeChunks, VolumeState, VolumeStats, rfc3339,
 };
 use super::params::{self, PolicyName, Wait};
 use super::{Errno, METHODS, Params, RpcError, decode, default_nqn};
@@ -18,16 +18,19 @@ use crate::engine::events::Micros;
 use crate::engine::records::{SnapshotRecord, SnapshotState};
 use crate::engine::{Content, Engine, HeldSlots};
 use crate::gate::ChunkIndex;
+use crate::predict::WINDOWS;
 use crate::spdk;
 use crate::spdk::nvmf;
 use crate::volume::access::CommandKind;
 use crate::volume::control;
 use crate::volume::export::{self, ExportRequest, Exported};
 use crate::volume::failure::{Failure, Sort};
+use crate::volume::scoring::Health;
 use crate::volume::snapshots::bdev_name;
 use crate::volume::stats::unix_ms;
 use crate::volume::store_host::{self, KnownVolume, StoreHost};
-use crate::volume::volume::{self, Tuning, Volume, VolumeOptions, WaitFor};
+use crate::volume::tuning::{PredictorKind, StagingPolicy, Tuning};
+use crate::volume::volume::{self, Follower, Volume, VolumeOptions, WaitFor};
 use crate::volume::world::{Describe, set_describe, world};
 
 impl From<Failure> for RpcError {
@@ -198,6 +201,28 @@ async fn store_object(store: &StoreHost, state: StoreState) -> Store {
 
 // ---- volumes ------------------------------------------------------------------------------------
 
+fn policy_of(name: PolicyName) -> StagingPolicy {
+    match name {
+        PolicyName::Off => StagingPolicy::Off,
+        PolicyName::Idle => StagingPolicy::Idle,
+        PolicyName::Deadline => StagingPolicy::Predicted(PredictorKind::Deadline),
+        PolicyName::Rate => StagingPolicy::Predicted(PredictorKind::Rate),
+        PolicyName::Likely => StagingPolicy::Predicted(PredictorKind::Likely),
+        PolicyName::Lstm => StagingPolicy::Predicted(PredictorKind::Lstm),
+    }
+}
+
+fn policy_name(policy: StagingPolicy) -> PolicyName {
+    match policy {
+        StagingPolicy::Off => PolicyName::Off,
+        StagingPolicy::Idle => PolicyName::Idle,
+        StagingPolicy::Predicted(PredictorKind::Deadline) => PolicyName::Deadline,
+        StagingPolicy::Predicted(PredictorKind::Rate) => PolicyName::Rate,
+        StagingPolicy::Predicted(PredictorKind::Likely) => PolicyName::Likely,
+        StagingPolicy::Predicted(PredictorKind::Lstm) => PolicyName::Lstm,
+    }
+}
+
 fn options(p: &params::VolumeCreate) -> VolumeOptions {
     VolumeOptions {
         name: p.name.clone(),
@@ -205,8 +230,10 @@ fn options(p: &params::VolumeCreate) -> VolumeOptions {
         store: p.store.clone(),
         chunk_size_kib: p.chunk_size_kib,
         tuning: Tuning {
-            idle: p.policy == PolicyName::Idle,
+            policy: policy_of(p.policy),
             idle_ms: p.idle_ms,
+            threshold_percent: p.threshold_percent,
+            window_ms: p.window_ms,
             staging_limit_percent: p.staging_limit_percent,
             snapshot_target_ms: p.snapshot_target_ms,
             copy_mbytes_per_sec: p.copy_mbytes_per_sec,
@@ -222,8 +249,10 @@ fn volume_create_call(options: &VolumeOptions) -> (&'static str, Value) {
         base_bdev: options.base_bdev.clone(),
         store: options.store.clone(),
         chunk_size_kib: options.chunk_size_kib,
-        policy: if tuning.idle { PolicyName::Idle } else { PolicyName::Off },
+        policy: policy_name(tuning.policy),
         idle_ms: tuning.idle_ms,
+        threshold_percent: tuning.threshold_percent,
+        window_ms: tuning.window_ms,
         staging_limit_percent: tuning.staging_limit_percent,
         snapshot_target_ms: tuning.snapshot_target_ms,
         copy_mbytes_per_sec: tuning.copy_mbytes_per_sec,
@@ -233,8 +262,10 @@ fn volume_create_call(options: &VolumeOptions) -> (&'static str, Value) {
 
 fn policy_object(tuning: Tuning) -> Policy {
     Policy {
-        policy: if tuning.idle { PolicyName::Idle } else { PolicyName::Off },
+        policy: policy_name(tuning.policy),
         idle_ms: tuning.idle_ms,
+        threshold_percent: tuning.threshold_percent,
+        window_ms: tuning.window_ms,
         staging_limit_percent: tuning.staging_limit_percent,
         snapshot_target_ms: tuning.snapshot_target_ms,
         copy_mbytes_per_sec: tuning.copy_mbytes_per_sec,
@@ -275,9 +306,11 @@ fn set_policy(p: &params::SetPolicy) -> Result<Policy, RpcError> {
     let volume = attached(&p.volume)?;
     let mut tuning = volume.options().tuning;
     if let Some(policy) = p.policy {
-        tuning.idle = policy == PolicyName::Idle;
+        tuning.policy = policy_of(policy);
     }
     tuning.idle_ms = p.idle_ms.unwrap_or(tuning.idle_ms);
+    tuning.threshold_percent = p.threshold_percent.unwrap_or(tuning.threshold_percent);
+    tuning.window_ms = p.window_ms.unwrap_or(tuning.window_ms);
     tuning.staging_limit_percent = p.staging_limit_percent.unwrap_or(tuning.staging_limit_percent);
     tuning.snapshot_target_ms = p.snapshot_target_ms.unwrap_or(tuning.snapshot_target_ms);
     tuning.copy_mbytes_per_sec = p.copy_mbytes_per_sec.unwrap_or(tuning.copy_mbytes_per_sec);
@@ -295,6 +328,7 @@ fn get_chunks(p: &params::GetChunks) -> Result<ChunkPage, RpcError> {
     let chunk_object = |engine: &Engine, chunk: ChunkIndex| {
         let view = engine.gate().view(chunk);
         let staged = engine.staged_chunk(chunk);
+        let forecast = volume.forecast(chunk);
         Chunk {
             chunk_id: u64::from(chunk.0),
             operation_number: staged.map(|staged| staged.operation_number.0),
@@ -305,7 +339,12 @@ fn get_chunks(p: &params::GetChunks) -> Result<ChunkPage, RpcError> {
             valid: staged.is_some() && view.valid(),
             dirty: view.dirty,
             block_map: BlockMapHex(staged.map_or(0, |staged| staged.block_map.0)),
-            last_write_age_ms: engine.last_write(chunk).map(|last| age_ms(at, last)),
+            last_write_age_ms: engine
+                .last_write(chunk)
+                .or(forecast.map(|forecast| Micros(forecast.last_write_us)))
+                .map(|last| age_ms(at, last)),
+            score: forecast.map(|forecast| rounded(forecast.score.probability())),
+            p_modify: forecast.map(|forecast| p_modify(forecast.p_modify)),
         }
     };
     let (chunks, next) = volume.with_engine(|engine| {
@@ -335,6 +374,40 @@ fn get_chunks(p: &params::GetChunks) -> Result<ChunkPage, RpcError> {
         next,
         chunks,
     })
+}
+
+/// A probability with the digits that mean something.
+fn rounded(probability: f32) -> f64 {
+    (f64::from(probability) * 1e4).round() / 1e4
+}
+
+fn p_modify(windows: [f32; WINDOWS]) -> PModify {
+    // Those of `predict::WINDOWS_US`.
+    let p = windows.map(rounded);
+    PModify { within_10_s: p[0], within_1_min: p[1], within_5_min: p[2], within_15_min: p[3] }
+}
+
+fn predictor_stats(volume: &Volume, follower: &Follower) -> PredictorStats {
+    let (health, told_at) = match &follower.last {
+        Some((scored, told_at)) => (scored.health.clone(), Some(*told_at)),
+        None => (Health::default(), None),
+    };
+    let stalled = volume.predictor_stalled().map(|us| {
+        format!(
+            "the predictor has not answered for {} s: chunks are staged by rest",
+            us / 1_000_000
+        )
+    });
+    PredictorStats {
+        serving: told_at.map(|_| health.predictor.to_owned()),
+        fallback: stalled.or(health.fallback),
+        ticks: health.ticks,
+        late_ticks: health.late_ticks,
+        tick_median_us: health.tick_median_us,
+        tick_max_us: health.tick_max_us,
+        last_tick_age_ms: told_at.map(|told_at| age_ms(volume::now(), told_at)),
+        active_chunks: health.active_chunks,
+    }
 }
 
 fn age_ms(now: Micros, then: Micros) -> u64 {
@@ -437,6 +510,8 @@ fn volume_stats(volume: &Volume) -> VolumeStats {
         },
         records: RecordStats { recorded: counters.records, overflowed: counters.records_lost },
         policy: policy_object(volume.options().tuning),
+        predictor: volume
+            .with_follower(|follower| follower.map(|follower| predictor_stats(volume, follower))),
     }
 }
 

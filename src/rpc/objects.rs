@@ -232,10 +232,14 @@ objects! {
     }
     /// How a volume stages and copies.
     Policy {
-        /// `off` or `idle`.
+        /// `off`, `idle`, `deadline`, `rate`, `likely` or `lstm`.
         policy: PolicyName,
         /// Rest of a chunk before policy `idle` stages it.
         idle_ms: u64,
+        /// Score from which on a chunk is staged, where a predictor gives scores.
+        threshold_percent: u8,
+        /// Time between snapshots, as a predictor is told; 0: it learns that from past ones.
+        window_ms: u64,
         /// Share of the store's slots that staged copies of this volume may take.
         staging_limit_percent: u8,
         /// Aim for the time from a create request to complete; 0: none.
@@ -274,6 +278,28 @@ objects! {
         records: RecordStats,
         /// How it stages and copies now.
         policy: Policy,
+        /// How its predictor is; null if the policy has none.
+        predictor: Option<PredictorStats>,
+    }
+    /// How the predictor of a volume is. It works once a second, in a *tick*.
+    PredictorStats {
+        /// Name of the predictor that serves: that of the policy, or `rate`; null before the first
+        /// tick.
+        serving: Option<String>,
+        /// Why it is not the policy's, or for fewer chunks; null if all is well.
+        fallback: Option<String>,
+        /// Ticks since it follows the volume.
+        ticks: u64,
+        /// Of these, ticks that began or ended too late.
+        late_ticks: u64,
+        /// Median time that a tick took, of the last 60.
+        tick_median_us: u64,
+        /// Greatest of these times.
+        tick_max_us: u64,
+        /// Time since the last tick was heard of.
+        last_tick_age_ms: Option<u64>,
+        /// Chunks that it follows.
+        active_chunks: u64,
     }
     /// Foreground commands by kind.
     CommandCounts {
@@ -409,6 +435,22 @@ objects! {
         block_map: BlockMapHex,
         /// Time since the last write seen; null if none was seen since the volume was opened.
         last_write_age_ms: Option<u64>,
+        /// Probability that a copy made at the last tick is of use, if the chunk is dirty; null unless
+        /// a predictor follows the chunk.
+        score: Option<f64>,
+        /// Probability that the chunk is modified; null unless a predictor follows the chunk.
+        p_modify: Option<PModify>,
+    }
+    /// Probability that a chunk is modified within a time from the last tick.
+    PModify {
+        /// Within 10 s.
+        within_10_s: f64,
+        /// Within 1 min.
+        within_1_min: f64,
+        /// Within 5 min.
+        within_5_min: f64,
+        /// Within 15 min.
+        within_15_min: f64,
     }
 }
 

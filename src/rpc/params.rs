@@ -27,6 +27,28 @@ pub enum PolicyName {
     /// When a dirty chunk was not written for `idle_ms`.
     #[default]
     Idle,
+    /// As late before the next snapshot as copying takes.
+    Deadline,
+    /// When a Poisson process with the chunk's decayed rate says that the copy will be of use.
+    Rate,
+    /// When the same says that the chunk will be written.
+    Likely,
+    /// When the LSTM says that the copy will be of use.
+    Lstm,
+}
+
+impl PolicyName {
+    /// The name as it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Idle => "idle",
+            Self::Deadline => "deadline",
+            Self::Rate => "rate",
+            Self::Likely => "likely",
+            Self::Lstm => "lstm",
+        }
+    }
 }
 
 macro_rules! params {
@@ -137,6 +159,10 @@ params! {
         policy: PolicyName,
         /// Rest of a chunk before policy `idle` stages it.
         idle_ms: u64,
+        /// Score from which on a chunk is staged.
+        threshold_percent: u8,
+        /// Time between snapshots; 0: not known.
+        window_ms: u64,
         /// Share of the store's slots that staged copies of this volume may take.
         staging_limit_percent: u8,
         /// Aim for the time from a create request to complete; 0: none.
@@ -228,6 +254,10 @@ params! {
         policy: Option<PolicyName>,
         /// Rest of a chunk before policy `idle` stages it.
         idle_ms: Option<u64>,
+        /// Score from which on a chunk is staged.
+        threshold_percent: Option<u8>,
+        /// Time between snapshots; 0: not known.
+        window_ms: Option<u64>,
         /// Share of the store's slots that staged copies of this volume may take.
         staging_limit_percent: Option<u8>,
         /// Aim for the time from a create request to complete; 0: none.

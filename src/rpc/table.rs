@@ -25,9 +25,24 @@ const VOLUME: Param = Param::text("volume", Text::Name, "Name of the volume.");
 const SNAPSHOT: Param = Param::text("name", Text::Name, "Name of the snapshot.");
 const POLICY: Param = Param::choice(
     "policy",
-    &["off", "idle"],
+    &["off", "idle", "deadline", "rate", "likely", "lstm"],
     "When staged copies are made ahead of a snapshot: `off`, never; `idle`, once a dirty chunk was \
-     not written for `idle_ms`.",
+     not written for `idle_ms`; `deadline`, as late before the next snapshot as copying takes; the \
+     others, once a predictor gives a chunk a score of `threshold_percent`: `rate` and `lstm` score \
+     how likely a copy made now is to be of use, `likely` how likely the chunk is to be written.",
+);
+const THRESHOLD: Param = Param::integer(
+    "threshold_percent",
+    "%",
+    (1, 100),
+    "Score from which on policies `deadline`, `rate`, `likely` and `lstm` stage a chunk.",
+);
+const WINDOW: Param = Param::integer(
+    "window_ms",
+    "ms",
+    (0, DAY_MS),
+    "Time from one snapshot to the next, where it is always the same; 0: a predictor learns from \
+     past snapshots when to expect the next.",
 );
 const IDLE_MS: Param = Param::integer(
     "idle_ms",
@@ -274,6 +289,8 @@ pub const METHODS: &[Method] = &[
             .or_else("the store's slot size"),
             POLICY.or("\"idle\""),
             IDLE_MS.or("1000"),
+            THRESHOLD.or("50"),
+            WINDOW.or("0"),
             STAGING_LIMIT.or("50"),
             SNAPSHOT_TARGET.or("0"),
             COPY_LIMIT.or("0"),
@@ -619,6 +636,8 @@ pub const METHODS: &[Method] = &[
             VOLUME.required(),
             POLICY.or_else("unchanged"),
             IDLE_MS.or_else("unchanged"),
+            THRESHOLD.or_else("unchanged"),
+            WINDOW.or_else("unchanged"),
             STAGING_LIMIT.or_else("unchanged"),
             SNAPSHOT_TARGET.or_else("unchanged"),
             COPY_LIMIT.or_else("unchanged"),
@@ -631,7 +650,11 @@ pub const METHODS: &[Method] = &[
         command: Command {
             path: &["policy"],
             positional: &["volume"],
-            examples: &["presnap policy vol0", "presnap policy vol0 --policy idle --idle-ms 500"],
+            examples: &[
+                "presnap policy vol0",
+                "presnap policy vol0 --policy idle --idle-ms 500",
+                "presnap policy vol0 --policy rate --threshold-percent 80",
+            ],
         },
         slow: false,
     },

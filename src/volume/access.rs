@@ -1,7 +1,7 @@
 //! Access records: what the monitor learns of each command, at the price of four plain stores.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use crossbeam::utils::CachePadded;
 
@@ -87,9 +87,9 @@ impl Commands {
     }
 }
 
-/// The ring of one channel: filled by its thread, drained by the app thread.
+/// The ring of one channel: filled by its thread, drained by the app thread or the predictor's.
 ///
-/// One thread fills it and one drains it (under the lock of [`AccessRings`]), so positions are
+/// One thread fills it and one at a time drains it (see [`AccessRings::drain`]), so positions are
 /// stored, never compared and swapped. They count on; a place is a position modulo the size.
 pub struct AccessRing {
     records: Box<[[AtomicU64; 3]]>,
@@ -188,6 +188,8 @@ pub struct AccessRings {
     rings: Mutex<Vec<Arc<AccessRing>>>,
     /// Commands of channels that are closed.
     closed: Mutex<Commands>,
+    /// Held by whoever drains.
+    draining: Mutex<()>,
     recording: AtomicBool,
 }
 
@@ -217,20 +219,33 @@ impl AccessRings {
     }
 
     /// Takes what the rings hold and says how many records were lost since the last time. Rings
-    /// of closed channels go once they are empty.
+    /// of closed channels go once they are empty. Takes nothing while another thread drains.
     pub fn drain(&self, mut take: impl FnMut(AccessRecord)) -> u64 {
+        let _draining = match self.draining.try_lock() {
+            Ok(draining) => draining,
+            Err(TryLockError::Poisoned(draining)) => draining.into_inner(),
+            Err(TryLockError::WouldBlock) => return 0,
+        };
+        // Not under the lock of the list: a reactor that opens a channel must not wait for this.
+        let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut lost = 0;
-        self.rings.lock().unwrap_or_else(PoisonError::into_inner).retain(|ring| {
+        let mut ended = false;
+        for ring in rings {
             // What is in it now, not what is added meanwhile: a drain ends.
             ring.drain(&mut take);
             lost += ring.lost.swap(0, Ordering::Relaxed);
-            let open = Arc::strong_count(ring) > 1 || !ring.is_empty();
-            if !open {
-                let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
-                closed.each(&ring.commands(), u64::wrapping_add);
-            }
-            open
-        });
+            ended |= Arc::strong_count(&ring) <= 2;
+        }
+        if ended {
+            self.rings.lock().unwrap_or_else(PoisonError::into_inner).retain(|ring| {
+                let open = Arc::strong_count(ring) > 1 || !ring.is_empty();
+                if !open {
+                    let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+                    closed.each(&ring.commands(), u64::wrapping_add);
+                }
+                open
+            });
+        }
         lost
     }
 

@@ -563,7 +563,7 @@ async fn open_volume(
         gate,
         master: master.clone(),
         io_types,
-        rings: AccessRings::default(),
+        rings: Arc::new(AccessRings::default()),
     });
     Ok(Volume::new(id, Rc::clone(store), device, options, master_channel, engine))
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::control;
+use super::predictor;
 use super::world::world;
 use crate::spdk::app;
 use crate::spdk::bdev::{BdevEvent, BdevInfo, Desc};
@@ -157,6 +158,7 @@ async fn shut_down() {
             tracing::error!(volume = name, "volume not closed in time; the next snapshot compares");
         }
     }
+    predictor::stop().await;
     let stores: Vec<_> = world().stores.borrow().values().map(Rc::clone).collect();
     for store in stores {
         let name = store.name.clone();

@@ -4,22 +4,26 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::access::{AccessKind, Commands};
 use super::copier::Copier;
 use super::export;
 use super::failure::{Failure, Sort};
+use super::predictor::{self, Link, STALLED_US, Told};
+use super::scoring::{ChunkForecast, Order, Scored};
 use super::snapshots;
 use super::stats::VolumeCounters;
 use super::store_host::{Exclusive, KnownVolume, StoreHost};
+use super::tuning::{StagingPolicy, Tuning};
 use super::volume_bdev::{self, VolumeDevice};
 use super::world::world;
 use crate::engine::events::{CatalogStep, CopyJob, Effect, Event, Micros, ReadSource};
 use crate::engine::records::{
     CatalogReply, CatalogRequest, SlotRef, SnapshotRecord, SnapshotSeq, SnapshotState, VolumeId,
 };
-use crate::engine::{Counters, Engine, PolicyKind, Settings, Shortage};
+use crate::engine::{Counters, Engine, PolicyKind, Shortage};
 use crate::gate::{ChunkIndex, ChunkState, Epoch, LbaRange};
 use crate::spdk::bdev::IoChannel;
 use crate::spdk::bdev_module::{ParkedIo, Registration};
@@ -48,38 +52,6 @@ pub struct VolumeOptions {
     pub chunk_size_kib: Option<u32>,
     /// Staging and copying.
     pub tuning: Tuning,
-}
-
-/// How a volume stages and copies, as users set it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tuning {
-    /// Stage idle chunks, or nothing.
-    pub idle: bool,
-    /// Rest before an idle chunk is staged.
-    pub idle_ms: u64,
-    /// Share of the store's slots for staged copies.
-    pub staging_limit_percent: u8,
-    /// Aim for request to complete; 0 for none.
-    pub snapshot_target_ms: u64,
-    /// Limit on background copying in MiB/s; 0 for none.
-    pub copy_mbytes_per_sec: u64,
-}
-
-impl Tuning {
-    /// The engine's settings for a store of so many slots.
-    pub fn settings(self, slot_count: u32) -> Settings {
-        Settings {
-            policy: if self.idle {
-                PolicyKind::Idle { rest_us: self.idle_ms * 1000 }
-            } else {
-                PolicyKind::Off
-            },
-            staging_slots_max: u64::from(slot_count) * u64::from(self.staging_limit_percent) / 100,
-            copy_bytes_per_s_max: (self.copy_mbytes_per_sec != 0)
-                .then_some(self.copy_mbytes_per_sec << 20),
-            ..Settings::default()
-        }
-    }
 }
 
 /// What a create request waits for.
@@ -131,6 +103,17 @@ pub struct Volume {
     dirty_at_begin: Cell<u64>,
     /// Ticks when the present call into the engine began.
     called_at: Cell<u64>,
+    /// The predictor, while the policy has one.
+    follower: RefCell<Option<Follower>>,
+}
+
+/// What is known of a volume's predictor.
+pub struct Follower {
+    link: Arc<Link>,
+    heard_at: Micros,
+    stalled: bool,
+    /// What it last found, and when that was told.
+    pub last: Option<(Box<Scored>, Micros)>,
 }
 
 /// Microseconds since some fixed moment.
@@ -169,6 +152,7 @@ impl Volume {
             old_epoch: Cell::new(Epoch(0)),
             dirty_at_begin: Cell::new(0),
             called_at: Cell::new(0),
+            follower: RefCell::new(None),
         })
     }
 
@@ -178,10 +162,11 @@ impl Volume {
         let weak = Rc::downgrade(self);
         *self.ticker.borrow_mut() = Some(Poller::register(TICK, move || {
             let Some(volume) = weak.upgrade() else { return PollResult::Idle };
-            volume.drain_records();
+            volume.watch_predictor();
             volume.drive(Event::Tick);
             PollResult::Idle
         }));
+        self.follow();
     }
 
     /// Its name.
@@ -207,10 +192,141 @@ impl Volume {
     /// Changes how it stages and copies.
     pub fn tune(self: &Rc<Self>, tuning: Tuning) {
         self.options.borrow_mut().tuning = tuning;
-        let settings = tuning.settings(self.store.superblock.slot_count);
+        self.follow();
+        self.apply_settings();
+        self.drive(Event::Tick);
+    }
+
+    fn apply_settings(&self) {
+        let tuning = self.options.borrow().tuning;
+        let mut settings = tuning.settings(self.store.superblock.slot_count);
+        if self.predictor_stalled().is_some() {
+            settings.policy = tuning.resting();
+        }
         self.device.rings.set_recording(settings.policy != PolicyKind::Off);
         self.engine.borrow_mut().set_settings(settings, now());
-        self.drive(Event::Tick);
+    }
+
+    // ---- the predictor ------------------------------------------------------------------------
+
+    /// Has the volume followed by a predictor if the policy has one.
+    fn follow(&self) {
+        let tuning = self.options.borrow().tuning;
+        let StagingPolicy::Predicted(kind) = tuning.policy else {
+            if self.follower.borrow_mut().take().is_some() {
+                predictor::leave(self.key);
+            }
+            return;
+        };
+        let order = Order {
+            key: self.key,
+            name: self.name(),
+            gate: Arc::clone(&self.device.gate),
+            rings: Arc::clone(&self.device.rings),
+            predictor: kind,
+            window_us: (tuning.window_ms != 0).then_some(tuning.window_ms * 1000),
+            copy_bytes_per_s_max: tuning.copy_bytes_per_s_max(),
+        };
+        let link = {
+            let mut follower = self.follower.borrow_mut();
+            let follower = follower.get_or_insert_with(|| Follower {
+                link: Arc::default(),
+                heard_at: now(),
+                stalled: false,
+                last: None,
+            });
+            Arc::clone(&follower.link)
+        };
+        if let Err(error) = predictor::follow(order, link) {
+            // It counts as stalled soon.
+            tracing::error!(volume = self.name(), %error, "the predictor's thread cannot be started");
+        }
+    }
+
+    /// For how long nothing was heard of the predictor, in microseconds, if that is too long.
+    pub fn predictor_stalled(&self) -> Option<u64> {
+        let follower = self.follower.borrow();
+        follower.as_ref().filter(|f| f.stalled).map(|f| now().since(f.heard_at))
+    }
+
+    /// What the predictor thinks of a chunk.
+    pub fn forecast(&self, chunk: ChunkIndex) -> Option<ChunkForecast> {
+        let follower = self.follower.borrow();
+        let (scored, _) = follower.as_ref()?.last.as_ref()?;
+        let at = scored.forecasts.binary_search_by_key(&chunk, |forecast| forecast.chunk).ok()?;
+        Some(scored.forecasts[at])
+    }
+
+    /// Looks at what the predictor found.
+    pub fn with_follower<T>(&self, look: impl FnOnce(Option<&Follower>) -> T) -> T {
+        look(self.follower.borrow().as_ref())
+    }
+
+    /// Takes the access records, unless there is a predictor that does.
+    fn watch_predictor(&self) {
+        let stalled = {
+            let mut follower = self.follower.borrow_mut();
+            let Some(follower) = follower.as_mut() else {
+                drop(follower);
+                return self.drain_records();
+            };
+            let stalls = now().since(follower.heard_at) > STALLED_US && !follower.stalled;
+            follower.stalled |= stalls;
+            if !follower.stalled {
+                return;
+            }
+            stalls
+        };
+        if stalled {
+            tracing::warn!(
+                volume = self.name(),
+                "the predictor does not answer; chunks are staged by rest"
+            );
+            self.apply_settings();
+        }
+        self.drain_records();
+    }
+
+    fn told(self: &Rc<Self>, told: Told) {
+        let recovered = {
+            let mut follower = self.follower.borrow_mut();
+            // The policy may have changed meanwhile.
+            let Some(follower) = follower.as_mut() else { return };
+            follower.heard_at = now();
+            let scored = matches!(told, Told::Scored(_));
+            scored && std::mem::replace(&mut follower.stalled, false)
+        };
+        if recovered {
+            tracing::info!(volume = self.name(), "the predictor answers again");
+            self.apply_settings();
+        }
+        match told {
+            Told::News(news) => {
+                {
+                    let (mut engine, at) = (self.engine.borrow_mut(), now());
+                    for chunk in news.written {
+                        engine.observe_write(chunk, at);
+                    }
+                    if news.unfollowed {
+                        engine.records_lost(at);
+                    }
+                }
+                let mut counters = self.counters.borrow_mut();
+                counters.records += news.records;
+                counters.records_lost += news.lost;
+            }
+            Told::Scored(mut found) => {
+                let scores = std::mem::take(&mut found.scores);
+                let soonest = std::mem::take(&mut found.soonest);
+                let room_is_short = self.engine.borrow().room_is_short();
+                if let Some(follower) = self.follower.borrow_mut().as_mut() {
+                    follower.link.room_is_short.store(room_is_short, Ordering::Relaxed);
+                    follower.last = Some((found, now()));
+                }
+                self.drive(Event::Soonest(soonest));
+                self.drive(Event::Scores(scores));
+            }
+        }
     }
 
     // ---- engine -------------------------------------------------------------------------------
@@ -490,6 +606,7 @@ impl Volume {
         let cut_ticks = clock::now_ticks().saturating_sub(self.called_at.get());
         record.times.cut_us = clock::ticks_to_us(cut_ticks);
         self.engine.borrow_mut().set_cut_us(record.times.cut_us);
+        predictor::cut(self.key, now().0);
         self.counters.borrow_mut().cuts += 1;
         self.old_epoch.set(Epoch(self.device.gate.epoch().0 - 1));
         let known = self.known();
@@ -624,6 +741,9 @@ impl Volume {
         let _saving = Exclusive::take(&known).await;
         let (sender, receiver) = oneshot();
         *self.stopped.borrow_mut() = Some(sender);
+        if self.follower.borrow_mut().take().is_some() {
+            predictor::leave(self.key);
+        }
         self.drive(Event::Stop);
         if let Ok(Err(reason)) = receiver.await {
             tracing::warn!(
@@ -665,6 +785,13 @@ pub fn parked(key: u64, chunk: ChunkIndex, range: LbaRange, io: ParkedIo<VolumeD
         Some(volume) => volume.park(chunk, range, io),
         // A volume stays while it has commands.
         None => volume_bdev::abort(io),
+    }
+}
+
+/// The predictor has found something.
+pub fn told(key: u64, told: Told) {
+    if let Some(volume) = world().volume_by_key(key) {
+        volume.told(told);
     }
 }
 

@@ -25,7 +25,7 @@ pub struct VolumeDevice {
     /// What the master does.
     pub io_types: u64,
     /// Access records.
-    pub rings: AccessRings,
+    pub rings: Arc<AccessRings>,
 }
 
 /// A reactor's part of a volume.

@@ -59,6 +59,7 @@ fn process() {
         hugepage_dir: None,
         no_pci: true,
         catalog_cores: None,
+        predictor_cores: None,
         shm_id: None,
         num_trace_entries: Some(0),
         wait_for_rpc: false,

@@ -121,7 +121,7 @@ fn bad_stores_and_volumes_are_refused_and_leave_nothing() {
         (json!({"base_bdev": "dif"}), Errno::Inval, ["'dif'", "format it without"]),
         (json!({"base_bdev": "md"}), Errno::Inval, ["'md'", "format it without"]),
         (json!({"base_bdev": "s0"}), Errno::Inval, ["'s0'", "holds store 'st'"]),
-        (json!({"policy": "lstm"}), Errno::Inval, ["lstm", "off, idle"]),
+        (json!({"policy": "best"}), Errno::Inval, ["best", "off, idle"]),
         (json!({"name": "v@x"}), Errno::Inval, ["v@x", "not allowed"]),
     ] {
         refused(&target, create, &with(&volume, &more), code, &words);

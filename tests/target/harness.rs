@@ -531,6 +531,11 @@ impl Process {
         path
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("running").id()
+    }
+
     /// What it logged, all starts of that name.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

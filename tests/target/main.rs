@@ -35,6 +35,7 @@ mod history;
 mod initiator;
 mod layers;
 mod lifecycle;
+mod prediction;
 mod removal;
 mod restart;
 mod zcopy;

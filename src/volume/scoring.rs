@@ -1,0 +1,502 @@
+//! One volume on the predictor's thread: records in, scores out.
+//!
+//! It works on the volume's gate and access rings only, which any thread may read: master and store
+//! are the app thread's.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::access::{self, AccessRings};
+use super::tuning::PredictorKind;
+use crate::engine::Score;
+use crate::gate::{ChunkIndex, Gate, LbaRange};
+use crate::monitor::{Access, AccessKind, Monitor, MonitorOptions, SPAN_CHUNKS_MAX};
+use crate::predict::baseline::{Deadline, Likely, Rate};
+use crate::predict::{Context, Prediction, Predictor, SnapshotTimes, WINDOWS};
+use crate::spdk::clock;
+
+/// Chunks that are named as those written soonest.
+const SOONEST_MAX: usize = 1024;
+
+/// Chunks followed while there is time for all, and while there is not.
+const CHUNKS_MAX: usize = 65_536;
+const CHUNKS_MAX_LATE: usize = 16_384;
+
+/// Ticks that their median and maximum are taken of.
+const TICKS_SHOWN: usize = 60;
+
+/// Ticks in which the predictor has to be late before it does less.
+const LATE_TICKS_MAX: u32 = 3;
+
+/// Ticks in time after which it does more again: ten minutes.
+const RECOVER_TICKS: u32 = 600;
+
+/// What the predictor is asked for.
+#[derive(Clone)]
+pub struct Order {
+    /// Names the volume on the app thread.
+    pub key: u64,
+    /// Name of the volume.
+    pub name: String,
+    /// Its gate.
+    pub gate: Arc<Gate>,
+    /// Its access records.
+    pub rings: Arc<AccessRings>,
+    /// Who predicts.
+    pub predictor: PredictorKind,
+    /// Time between snapshots, if it is known.
+    pub window_us: Option<u64>,
+    /// Limit on background copying.
+    pub copy_bytes_per_s_max: Option<u64>,
+}
+
+/// What one tick found out.
+pub struct Scored {
+    /// Score of each followed chunk that a copy could be made of.
+    pub scores: Vec<(ChunkIndex, Score)>,
+    /// Chunks that are likely to be written soonest, in that order.
+    pub soonest: Vec<ChunkIndex>,
+    /// What is thought of each followed chunk, by chunk.
+    pub forecasts: Vec<ChunkForecast>,
+    /// How the predictor is.
+    pub health: Health,
+}
+
+/// What is thought of a chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkForecast {
+    /// The chunk.
+    pub chunk: ChunkIndex,
+    /// Probability that a copy made at `at_us` is of use.
+    pub score: Score,
+    /// Probability of a write within each of [`crate::predict::WINDOWS_US`].
+    pub p_modify: [f32; WINDOWS],
+    /// Moment of its last modification.
+    pub last_write_us: u64,
+}
+
+/// How the predictor of a volume is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Name of the predictor that serves.
+    pub predictor: &'static str,
+    /// Ticks since the volume is followed.
+    pub ticks: u64,
+    /// Ticks that began or ended too late.
+    pub late_ticks: u64,
+    /// Median time of a tick's work, in microseconds.
+    pub tick_median_us: u64,
+    /// Greatest time of a tick's work, in microseconds.
+    pub tick_max_us: u64,
+    /// Chunks followed.
+    pub active_chunks: u64,
+    /// Why it is not all that was asked for.
+    pub fallback: Option<String>,
+}
+
+/// How much is done, from all to little.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Effort {
+    /// What was asked for.
+    #[default]
+    Full,
+    /// The same for fewer chunks.
+    FewerChunks,
+    /// [`Rate`] for fewer chunks.
+    Rate,
+}
+
+impl Effort {
+    fn less(self) -> Self {
+        match self {
+            Self::Full => Self::FewerChunks,
+            Self::FewerChunks | Self::Rate => Self::Rate,
+        }
+    }
+
+    fn more(self) -> Self {
+        match self {
+            Self::Rate => Self::FewerChunks,
+            Self::FewerChunks | Self::Full => Self::Full,
+        }
+    }
+
+    fn chunks_max(self) -> usize {
+        if self == Self::Full { CHUNKS_MAX } else { CHUNKS_MAX_LATE }
+    }
+}
+
+/// Decides how much is done, by whether ticks are in time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    effort: Effort,
+    late_run: u32,
+    good_run: u32,
+}
+
+impl Pace {
+    /// A tick is over; whether it was late. True if the effort has changed.
+    pub fn after(&mut self, late: bool) -> bool {
+        let before = self.effort;
+        if late {
+            self.good_run = 0;
+            self.late_run += 1;
+        } else {
+            self.late_run = 0;
+            self.good_run += 1;
+        }
+        if self.late_run >= LATE_TICKS_MAX {
+            self.effort = before.less();
+            self.late_run = 0;
+        } else if self.good_run >= RECOVER_TICKS {
+            self.effort = before.more();
+            self.good_run = 0;
+        }
+        self.effort != before
+    }
+}
+
+/// A volume that is followed.
+pub struct Follower {
+    order: Order,
+    monitor: Monitor,
+    predictor: Box<dyn Predictor>,
+    /// Why the predictor is another than was asked for.
+    replaced: Option<String>,
+    times: SnapshotTimes,
+    last_cut_us: u64,
+    prediction: Prediction,
+    pace: Pace,
+    next_tick_us: u64,
+    spent_us: VecDeque<u64>,
+    ticks: u64,
+    late_ticks: u64,
+    /// Chunks written since the last scores, told or not.
+    written: HashSet<ChunkIndex>,
+    /// Of these, those not told yet.
+    untold: Vec<ChunkIndex>,
+    /// Records taken since they were last told.
+    records: u64,
+    /// Records lost since they were last told.
+    lost: u64,
+    /// Chunks may be dirty that are not followed.
+    unfollowed: bool,
+    pushed_out: u64,
+}
+
+/// What came with the records since the last time.
+#[derive(Default)]
+pub struct News {
+    /// Chunks written, each told once between two ticks.
+    pub written: Vec<ChunkIndex>,
+    /// Records taken.
+    pub records: u64,
+    /// Records lost.
+    pub lost: u64,
+    /// Chunks may be dirty that the predictor does not follow.
+    pub unfollowed: bool,
+}
+
+/// Makes the predictor that was asked for, or the next best and why.
+fn make(kind: PredictorKind) -> (Box<dyn Predictor>, Option<String>) {
+    match kind {
+        PredictorKind::Deadline => (Box::new(Deadline), None),
+        PredictorKind::Rate => (Box::new(Rate), None),
+        PredictorKind::Likely => (Box::new(Likely), None),
+        PredictorKind::Lstm => lstm(),
+    }
+}
+
+#[cfg(feature = "lstm")]
+fn lstm() -> (Box<dyn Predictor>, Option<String>) {
+    match crate::predict::model::Model::shipped() {
+        Ok(model) => (Box::new(crate::predict::Lstm::new(model)), None),
+        Err(error) => (Box::new(Rate), Some(format!("no model: {error}"))),
+    }
+}
+
+#[cfg(not(feature = "lstm"))]
+fn lstm() -> (Box<dyn Predictor>, Option<String>) {
+    (Box::new(Rate), Some("this presnap was built without the lstm".to_owned()))
+}
+
+fn now_us() -> u64 {
+    clock::ticks_to_us(clock::now_ticks())
+}
+
+fn monitor_for(gate: &Gate, chunks_max: usize) -> Monitor {
+    let geometry = gate.geometry();
+    let options = MonitorOptions::new(geometry.chunk_count(), geometry.chunk_bytes());
+    Monitor::new(MonitorOptions { active_chunks_max: chunks_max, ..options })
+}
+
+impl Follower {
+    /// Follows a volume from now on.
+    pub fn new(order: Order) -> Self {
+        let monitor = monitor_for(&order.gate, Effort::Full.chunks_max());
+        let (predictor, replaced) = make(order.predictor);
+        let now_us = now_us();
+        let mut follower = Self {
+            next_tick_us: now_us + monitor.options().tick_us,
+            monitor,
+            predictor,
+            replaced: None,
+            times: SnapshotTimes::new(),
+            last_cut_us: now_us,
+            prediction: Prediction::default(),
+            pace: Pace::default(),
+            spent_us: VecDeque::new(),
+            ticks: 0,
+            late_ticks: 0,
+            written: HashSet::new(),
+            untold: Vec::new(),
+            records: 0,
+            lost: 0,
+            unfollowed: false,
+            pushed_out: 0,
+            order,
+        };
+        follower.replace_by(replaced);
+        follower
+    }
+
+    fn replace_by(&mut self, reason: Option<String>) {
+        if let Some(reason) = &reason {
+            let asked = self.order.predictor.name();
+            tracing::warn!(volume = self.order.name, asked, reason, "policy rate serves instead");
+        }
+        self.replaced = reason;
+    }
+
+    /// Names the volume.
+    pub fn key(&self) -> u64 {
+        self.order.key
+    }
+
+    /// Goes on with other settings. What is known of the chunks stays.
+    pub fn change(&mut self, order: Order) {
+        let other = order.predictor != self.order.predictor;
+        self.order = order;
+        if other {
+            self.begin(Effort::Full);
+            self.pace = Pace::default();
+        }
+    }
+
+    /// Makes monitor and predictor anew: the predictor's state belongs to the monitor's rows.
+    fn begin(&mut self, effort: Effort) {
+        self.monitor = monitor_for(&self.order.gate, effort.chunks_max());
+        self.pushed_out = 0;
+        self.unfollowed = true;
+        let kind = match effort {
+            Effort::Rate => PredictorKind::Rate,
+            _ => self.order.predictor,
+        };
+        let (predictor, replaced) = make(kind);
+        self.predictor = predictor;
+        self.replace_by(replaced);
+    }
+
+    /// A snapshot was cut.
+    pub fn cut(&mut self, at_us: u64) {
+        self.times.cut(at_us);
+        self.last_cut_us = at_us;
+    }
+
+    /// Takes the records that have come.
+    pub fn drain(&mut self) {
+        let geometry = *self.order.gate.geometry();
+        let lba_bytes = u64::from(geometry.lba_bytes());
+        let Self { monitor, written, untold, records, .. } = self;
+        let lost = self.order.rings.drain(|record| {
+            *records += 1;
+            let kind = match record.kind {
+                access::AccessKind::Read => AccessKind::Read,
+                access::AccessKind::Modify => AccessKind::Modify,
+            };
+            monitor.record(&Access::new(
+                record.lba * lba_bytes,
+                u64::from(record.blocks) * lba_bytes,
+                kind,
+                clock::ticks_to_us(record.ticks),
+                geometry.chunk_bytes(),
+            ));
+            if kind == AccessKind::Modify {
+                let range = LbaRange::new(record.lba, u64::from(record.blocks));
+                for chunk in geometry.chunks(range).take(SPAN_CHUNKS_MAX as usize).map(ChunkIndex) {
+                    if written.insert(chunk) {
+                        untold.push(chunk);
+                    }
+                }
+            }
+        });
+        self.lost += lost;
+        self.unfollowed |= lost > 0;
+    }
+
+    /// What the app thread was not told yet, if anything.
+    pub fn news(&mut self) -> Option<News> {
+        if self.records == 0 && self.lost == 0 && !self.unfollowed {
+            return None;
+        }
+        Some(News {
+            written: std::mem::take(&mut self.untold),
+            records: std::mem::take(&mut self.records),
+            lost: std::mem::take(&mut self.lost),
+            unfollowed: std::mem::take(&mut self.unfollowed),
+        })
+    }
+
+    /// Closes the window when it is time, and says what then is to be thought of the chunks.
+    /// `scores_staged`: valid copies get a score, too, since they may have to give way. `share`: of
+    /// how many volumes this one is.
+    pub fn tick(&mut self, scores_staged: bool, share: usize) -> Option<Scored> {
+        let now_us = now_us();
+        if now_us < self.next_tick_us {
+            return None;
+        }
+        let tick_us = self.monitor.options().tick_us;
+        let behind_us = now_us - self.next_tick_us;
+        // What was missed is not made up for: the monitor reckons with real times.
+        self.next_tick_us = if behind_us < tick_us { self.next_tick_us } else { now_us } + tick_us;
+        let began = Instant::now();
+        self.written.clear();
+        self.untold.clear();
+        self.plan(now_us);
+        let (scores, soonest, forecasts) = self.score(now_us, scores_staged);
+        let spent_us = began.elapsed().as_micros() as u64;
+        self.judge(spent_us, behind_us, tick_us, share);
+        Some(Scored { scores, soonest, forecasts, health: self.health() })
+    }
+
+    /// Says when the next snapshot will be, if users have told.
+    fn plan(&mut self, now_us: u64) {
+        let next_us = self.order.window_us.map(|window_us| {
+            let windows = now_us.saturating_sub(self.last_cut_us) / window_us + 1;
+            self.last_cut_us + windows * window_us
+        });
+        self.times.schedule(next_us);
+    }
+
+    fn score(
+        &mut self,
+        now_us: u64,
+        scores_staged: bool,
+    ) -> (Vec<(ChunkIndex, Score)>, Vec<ChunkIndex>, Vec<ChunkForecast>) {
+        let gate = &self.order.gate;
+        let chunk_bytes = u64::from(gate.geometry().chunk_bytes());
+        let block_bytes = u64::from(gate.geometry().block_bytes());
+        let tick = self.monitor.tick(now_us);
+        // While a snapshot completes nothing is staged; what is pending then is not to be looked at.
+        let idle = !gate.is_cut_active();
+        // Each chunk is looked at once: it changes meanwhile.
+        let states: Vec<(bool, bool, u64)> = (tick.rows.iter())
+            .map(|&chunk| {
+                let view = gate.view(ChunkIndex(chunk));
+                let (dirty, valid) = (idle && view.dirty, view.valid());
+                let work_bytes = match (dirty && !valid, view.staged) {
+                    (false, _) => 0,
+                    (true, true) => u64::from(view.map.count()) * block_bytes,
+                    (true, false) => chunk_bytes,
+                };
+                (dirty, valid, work_bytes)
+            })
+            .collect();
+        let context = Context {
+            forecast: self.times.forecast(now_us),
+            work_bytes: states.iter().map(|&(_, _, bytes)| bytes).sum(),
+            copy_bytes_per_s_max: self.order.copy_bytes_per_s_max,
+        };
+        self.predictor.step(&tick, &context, &mut self.prediction);
+        let (mut scores, mut soonest) = (Vec::new(), Vec::new());
+        let mut forecasts = Vec::with_capacity(tick.len());
+        for (row, &(dirty, valid, _)) in states.iter().enumerate() {
+            let chunk = ChunkIndex(tick.rows[row]);
+            let score = Score::of(self.prediction.score[row]);
+            let p_modify = self.prediction.p_modify[row];
+            if dirty && (!valid || scores_staged) {
+                scores.push((chunk, score));
+            }
+            if dirty {
+                soonest.push((p_modify[0], chunk));
+            }
+            let last_write_us = now_us.saturating_sub(tick.age_us[row]);
+            forecasts.push(ChunkForecast { chunk, score, p_modify, last_write_us });
+        }
+        if soonest.len() > SOONEST_MAX {
+            soonest.select_nth_unstable_by(SOONEST_MAX, |a, b| b.0.total_cmp(&a.0));
+            soonest.truncate(SOONEST_MAX);
+        }
+        soonest.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        forecasts.sort_unstable_by_key(|forecast| forecast.chunk);
+        (scores, soonest.into_iter().map(|(_, chunk)| chunk).collect(), forecasts)
+    }
+
+    /// Does less when ticks are late, and more when they have long been in time.
+    fn judge(&mut self, spent_us: u64, behind_us: u64, tick_us: u64, share: usize) {
+        self.ticks += 1;
+        if self.spent_us.len() == TICKS_SHOWN {
+            self.spent_us.pop_front();
+        }
+        self.spent_us.push_back(spent_us);
+        let late = behind_us > tick_us / 2 || spent_us > tick_us / 2 / share.max(1) as u64;
+        self.late_ticks += u64::from(late);
+        let pushed_out = self.monitor.counters().pushed_out;
+        self.unfollowed |= pushed_out > self.pushed_out;
+        self.pushed_out = pushed_out;
+        if self.pace.after(late) {
+            let (effort, volume) = (self.pace.effort, &self.order.name);
+            tracing::warn!(volume, ?effort, spent_us, behind_us, "the predictor's effort changes");
+            self.begin(effort);
+        }
+    }
+
+    fn health(&self) -> Health {
+        let mut spent_us: Vec<u64> = self.spent_us.iter().copied().collect();
+        spent_us.sort_unstable();
+        let late = match self.pace.effort {
+            Effort::Full => None,
+            Effort::FewerChunks => {
+                Some(format!("late: only {CHUNKS_MAX_LATE} chunks are followed"))
+            }
+            Effort::Rate => {
+                Some(format!("late: policy rate serves, for {CHUNKS_MAX_LATE} chunks at most"))
+            }
+        };
+        Health {
+            predictor: self.predictor.name(),
+            ticks: self.ticks,
+            late_ticks: self.late_ticks,
+            tick_median_us: spent_us.get(spent_us.len() / 2).copied().unwrap_or(0),
+            tick_max_us: spent_us.last().copied().unwrap_or(0),
+            active_chunks: self.monitor.active_chunks() as u64,
+            fallback: late.or_else(|| self.replaced.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when one late tick is enough, or when effort never comes back.
+    #[test]
+    fn being_late_again_and_again_means_to_do_less_until_it_is_long_in_time() {
+        let mut pace = Pace::default();
+        for _ in 0..10 {
+            assert!(!pace.after(true) && !pace.after(true) && !pace.after(false));
+        }
+        for effort in [Effort::FewerChunks, Effort::Rate] {
+            assert!(!pace.after(true) && !pace.after(true) && pace.after(true));
+            assert_eq!(pace.effort, effort);
+        }
+        assert!((0..100).all(|_| !pace.after(true)), "there is nothing less");
+        for effort in [Effort::FewerChunks, Effort::Full] {
+            let ticks = (1..10_000).find(|_| pace.after(false)).unwrap();
+            assert!(ticks <= RECOVER_TICKS, "{ticks}");
+            assert_eq!(pace.effort, effort);
+        }
+        assert!((0..2000).all(|_| !pace.after(false)), "there is nothing more");
+    }
+}
