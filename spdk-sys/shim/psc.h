@@ -247,7 +247,7 @@ enum psc_forward_mode {
 
 /*
  * Per-command area of a command to one of our bdevs (SPDK's driver_ctx). What every command needs is
- * in the first 64 bytes. Rust reads the part above the line; the rest belongs to module.c.
+ * in the first 64 bytes. Rust reads the part above the line; the rest is the shim's own.
  */
 struct psc_io {
 	uint64_t offset_blocks;
@@ -260,11 +260,11 @@ struct psc_io {
 	bool zcopy_start;
 	bool zcopy_populate;
 	bool zcopy_commit;
-	uint8_t base_mode; /* enum psc_forward_mode; module.c's */
+	uint8_t base_mode; /* enum psc_forward_mode; command.c's */
 	bool zcopy_own_buf; /* its buffer is the bdev layer's; forwarded as a read or write of it */
 	bool zcopy_kept; /* an end: `user` is as the start left it */
 	uint8_t reserved;
-	psc_io_cb base_cb; /* module.c's */
+	psc_io_cb base_cb; /* command.c's */
 	uint64_t user[PSC_IO_USER_BYTES / 8];
 	uint64_t src_offset_blocks; /* PSC_IO_COPY */
 	uint64_t submit_ticks; /* when the bdev layer got the command */
