@@ -55,7 +55,10 @@ fn fail(why: &str) -> ! {
 
 fn compile_shim(spdk: &Path) {
     cc::Build::new()
-        .files(["env", "bdev", "module", "command", "rpc", "nvmf"].map(|name| format!("shim/{name}.c")))
+        .files(
+            ["env", "bdev", "module", "command", "rpc", "nvmf"]
+                .map(|name| format!("shim/{name}.c")),
+        )
         // A system directory: the warnings below are for our code, not for SPDK's headers.
         .flag("-isystem")
         .flag(spdk.join("include").to_str().expect("the SPDK path is UTF-8"))

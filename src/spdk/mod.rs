@@ -55,7 +55,7 @@
 //! - Zero copy: passthru bdevs and partitions start a second one instead of ending the first, also in
 //!   today's SPDK. So [`bdev::BdevInfo::supports`] does not count theirs, and bdevs of ours offer it
 //!   only to users that are known to end what they start (module.c). Ends may come on another thread
-//!   than starts, when a rate limit came or went; module.c brings the base's back to its own.
+//!   than starts, when a rate limit came or went; command.c brings the base's back to its own.
 //! - Without native support the bdev layer does compare-and-write as locked read, compare and write;
 //!   write zeroes as writes; unmap not at all.
 //! - Each command to a stacked bdev needs two `spdk_bdev_io`. If those that come in take all there are,
