@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod copying;
+mod counters;
 pub mod crc;
 pub mod events;
 mod limits;
@@ -21,10 +23,10 @@ mod stop;
 mod tests;
 
 pub use chain::{Chain, ChainError, CreatePlan};
+pub use counters::Counters;
 pub use limits::Limits;
 pub use machine::{
-    COPY_IN_FLIGHT_MAX, Content, Counters, Engine, Purpose, Settings, SlotSpace, Staged,
-    StagedChunk,
+    COPY_IN_FLIGHT_MAX, Content, Engine, Purpose, Settings, SlotSpace, Staged, StagedChunk,
 };
 pub use policy::{Policy, PolicyKind};
 pub use scores::Score;

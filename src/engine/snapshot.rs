@@ -2,11 +2,10 @@
 
 use std::collections::VecDeque;
 
+use super::copying::{NotStarted, bytes_of};
 use super::events::{CatalogStep, Effect, Micros, ReadSource};
 use super::limits::FixedHashMap;
-use super::machine::{
-    Content, Engine, NotStarted, Purpose, SlotSpace, Staged, bytes_of, chunk_bytes, release,
-};
+use super::machine::{Content, Engine, Purpose, SlotSpace, Staged, chunk_bytes, release};
 use super::records::{
     CatalogRequest, SlotIndex, SlotRef, SnapshotRecord, SnapshotRow, SnapshotState,
 };

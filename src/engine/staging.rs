@@ -1,7 +1,8 @@
 //! Staging: copies made before anyone asked for a snapshot.
 
+use super::copying::{NotStarted, bytes_of};
 use super::events::Micros;
-use super::machine::{Content, Engine, NotStarted, Purpose, SlotSpace, bytes_of};
+use super::machine::{Content, Engine, Purpose, SlotSpace};
 use super::policy::PolicyKind;
 use crate::gate::{ChunkIndex, DirtyWalk};
 
