@@ -1,0 +1,295 @@
+//! Snapshots taken and deleted.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::LOOK_PAUSE;
+use super::volumes::name_taken;
+use crate::engine::events::Event;
+use crate::engine::records::{
+    CatalogReply, CatalogRequest, ChunkCounts, SnapshotRecord, SnapshotSeq, SnapshotState,
+    SnapshotTimes,
+};
+use crate::engine::{ChainError, CreatePlan, Shortage};
+use crate::gate::OperationNumber;
+use crate::spdk::bdev;
+use crate::spdk::executor;
+use crate::store;
+use crate::volume::export;
+use crate::volume::failure::{Failure, Sort};
+use crate::volume::snapshots;
+use crate::volume::stats::unix_ms;
+use crate::volume::store_host::{Exclusive, KnownVolume, StoreHost};
+use crate::volume::volume::{self, Volume, WaitFor};
+use crate::volume::world::world;
+
+/// How long an operation waits for a deletion under way before it gives up.
+const DELETION_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Takes a snapshot and waits until it is as far as asked for.
+///
+/// # Errors
+/// See `presnap_snapshot_create` in docs/rpc.md.
+pub async fn create_snapshot(
+    volume_name: &str,
+    name: &str,
+    uuid: Option<Uuid>,
+    wait: WaitFor,
+    timeout: Option<Duration>,
+) -> Result<(Rc<StoreHost>, Rc<KnownVolume>, SnapshotRecord), Failure> {
+    let volume = world().volume(volume_name).ok_or_else(|| Failure::no_volume(volume_name))?;
+    if let Some(failure) = volume::no_store(&volume) {
+        return Err(failure);
+    }
+    let known = volume.known();
+    wait_for_deletion(&known).await?;
+    let plan = known.chain.borrow().plan_create(name, uuid);
+    let seq = match plan {
+        Ok(CreatePlan::Existing(seq)) => seq,
+        Ok(CreatePlan::New(seq)) => {
+            begin(&volume, seq, name, uuid)?;
+            seq
+        }
+        Ok(CreatePlan::Retry(seq)) => {
+            drop_record(&volume.store, &known, seq).await?;
+            let plan = known.chain.borrow().plan_create(name, uuid);
+            match plan {
+                Ok(CreatePlan::New(seq)) => {
+                    begin(&volume, seq, name, uuid)?;
+                    seq
+                }
+                Ok(CreatePlan::Existing(seq) | CreatePlan::Retry(seq)) => seq,
+                Err(error) => return Err(Failure::of_chain(volume_name, &error)),
+            }
+        }
+        Err(error) => return Err(busy_with_progress(&volume, volume_name, &error)),
+    };
+    let watch = volume.watch(seq, wait);
+    let reached = match timeout {
+        Some(timeout) => executor::timeout(timeout, watch).await,
+        None => Some(watch.await),
+    };
+    let Some(reached) = reached else {
+        volume.abort_snapshot("it was not ready within timeout_ms");
+        let ended = volume.watch(seq, WaitFor::Complete).await;
+        if ended.is_some_and(|record| record.state == SnapshotState::Complete) {
+            // It was being committed when the time was up, and that was quicker.
+            let record = known.chain.borrow().get(seq).cloned();
+            return record
+                .map(|record| (Rc::clone(&volume.store), known, record))
+                .ok_or_else(|| gone_meanwhile(volume_name, name));
+        }
+        drop_record(&volume.store, &known, seq).await?;
+        let ms = timeout.map_or(0, |timeout| timeout.as_millis());
+        return Err(Failure::new(
+            Sort::TimedOut,
+            format!(
+                "snapshot '{name}' of volume '{volume_name}' was not ready within {ms} ms and was \
+                 given up; nothing of it stays, ask again with a longer timeout_ms"
+            ),
+        ));
+    };
+    let record = reached.ok_or_else(|| gone_meanwhile(volume_name, name))?;
+    if record.state == SnapshotState::Failed {
+        let reason = record.reason.clone().unwrap_or_default();
+        if record.times.consistent_us == 0 {
+            // It never came to a cut: nothing of it is worth keeping.
+            drop_record(&volume.store, &known, seq).await?;
+        }
+        let sort = if reason.contains("free slots") { Sort::NoSpace } else { Sort::Io };
+        return Err(Failure::new(
+            sort,
+            format!("snapshot '{name}' of volume '{volume_name}' failed: {reason}"),
+        ));
+    }
+    Ok((Rc::clone(&volume.store), known, record))
+}
+
+fn gone_meanwhile(volume: &str, name: &str) -> Failure {
+    Failure::new(
+        Sort::NotFound,
+        format!("snapshot '{name}' of volume '{volume}' was deleted while it was being made"),
+    )
+}
+
+fn busy_with_progress(volume: &Volume, name: &str, error: &ChainError) -> Failure {
+    let mut failure = Failure::of_chain(name, error);
+    if let (ChainError::Busy { .. }, Some(record)) = (error, volume.snapshot_so_far()) {
+        let chunks = record.chunks;
+        let done = chunks.adopted + chunks.copied + chunks.preserved + chunks.zero;
+        let required = chunks.required.max(done);
+        failure.message =
+            format!("{} ({done} of {required} required chunks done so far)", failure.message);
+    }
+    failure
+}
+
+fn begin(
+    volume: &Rc<Volume>,
+    seq: SnapshotSeq,
+    name: &str,
+    uuid: Option<Uuid>,
+) -> Result<(), Failure> {
+    let bdev = snapshots::bdev_name(&volume.name(), name);
+    if bdev::find(&bdev).is_some() {
+        return Err(name_taken(&bdev));
+    }
+    if let Err(shortage) = volume.reserve_slots() {
+        return Err(no_space(volume, shortage));
+    }
+    volume.begin_snapshot(SnapshotRecord {
+        volume: volume.id,
+        seq,
+        name: name.to_owned(),
+        uuid: uuid.unwrap_or_else(Uuid::new_v4),
+        operation_number: OperationNumber(0),
+        created_at_unix_ms: unix_ms(),
+        state: SnapshotState::Completing,
+        reason: None,
+        chunks: ChunkCounts::default(),
+        times: SnapshotTimes::default(),
+        bytes_used: 0,
+    });
+    Ok(())
+}
+
+fn no_space(volume: &Volume, shortage: Shortage) -> Failure {
+    let (store, Shortage { needed, free }) = (&volume.store, shortage);
+    let reserved = match store.slots.borrow().reserved_count() {
+        0 => String::new(),
+        reserved => format!(" (and {reserved} reserved for snapshots that are completing)"),
+    };
+    let wait = if reserved.is_empty() { "" } else { "wait for those, " };
+    Failure::new(
+        Sort::NoSpace,
+        format!(
+            "store '{}' has {free} free slots{reserved}, and a snapshot of volume '{}' may need \
+             {needed}, one for each dirty chunk without a copy, also for those that turn out to be \
+             zeros; {wait}delete snapshots, or use a larger store",
+            store.name,
+            volume.name()
+        ),
+    )
+}
+
+async fn wait_for_deletion(known: &KnownVolume) -> Result<(), Failure> {
+    let started = std::time::Instant::now();
+    while known.deleting.get() {
+        if started.elapsed() > DELETION_WAIT_MAX {
+            return Err(Failure::new(
+                Sort::Busy,
+                format!(
+                    "a snapshot of volume '{}' is being deleted for more than {} s; try again",
+                    known.name(),
+                    DELETION_WAIT_MAX.as_secs()
+                ),
+            ));
+        }
+        executor::sleep(LOOK_PAUSE).await;
+    }
+    Ok(())
+}
+
+/// Deletes a snapshot; one that is completing is given up first.
+///
+/// # Errors
+/// See `presnap_snapshot_delete` in docs/rpc.md.
+pub async fn delete_snapshot(volume_name: &str, name: &str) -> Result<(), Failure> {
+    let (store, known) = world().known_volume(volume_name)?;
+    wait_for_deletion(&known).await?;
+    // Before a completing one is given up, and once more after that took its time.
+    check_not_exported(volume_name, name)?;
+    let completing = known.chain.borrow().completing().filter(|r| r.name == name).map(|r| r.seq);
+    if let Some(seq) = completing {
+        let id = known.record.borrow().id;
+        if let Some(volume) = world().attached(&store, id) {
+            volume.abort_snapshot("it was deleted while it was being made");
+            volume.watch(seq, WaitFor::Complete).await;
+            wait_for_deletion(&known).await?;
+        }
+    }
+    check_not_exported(volume_name, name)?;
+    let seq = known
+        .chain
+        .borrow()
+        .plan_delete(name)
+        .map_err(|error| Failure::of_chain(volume_name, &error))?;
+    drop_record(&store, &known, seq).await?;
+    if let Some(volume) = world().volume(volume_name) {
+        volume.counters.borrow_mut().deleted += 1;
+    }
+    Ok(())
+}
+
+fn check_not_exported(volume: &str, name: &str) -> Result<(), Failure> {
+    let bdev = snapshots::bdev_name(volume, name);
+    match export::find(&bdev) {
+        None => Ok(()),
+        Some(export) => Err(Failure::new(
+            Sort::Busy,
+            format!("snapshot '{bdev}' is exported in '{}'; unexport it first", export.nqn),
+        )),
+    }
+}
+
+/// Deletes a snapshot that is complete or failed.
+async fn drop_record(
+    store: &Rc<StoreHost>,
+    known: &Rc<KnownVolume>,
+    seq: SnapshotSeq,
+) -> Result<(), Failure> {
+    let _deleting = Exclusive::take(known).await;
+    drop_record_now(store, known, seq).await
+}
+
+async fn drop_record_now(
+    store: &Rc<StoreHost>,
+    known: &Rc<KnownVolume>,
+    seq: SnapshotSeq,
+) -> Result<(), Failure> {
+    let Some(record) = known.chain.borrow().get(seq).cloned() else { return Ok(()) };
+    let id = record.volume;
+    let host = known.hosts.borrow_mut().remove(&seq);
+    let had_bdev = host.is_some();
+    if let Some(host) = host {
+        host.retract().await;
+    }
+    let request = CatalogRequest::DeleteSnapshot { volume: id, seq };
+    let reply = match store.execute(request).await {
+        Ok(reply) => reply,
+        // A failed snapshot that could not even be recorded.
+        Err(store::Error::NoSnapshot { .. }) if record.state == SnapshotState::Failed => {
+            CatalogReply::Done
+        }
+        Err(error) => {
+            if had_bdev {
+                snapshots::publish(store, known, &record);
+            }
+            return Err(Failure::of_store(&format!("store '{}'", store.name), &error));
+        }
+    };
+    known.chain.borrow_mut().remove(seq);
+    known.views.borrow_mut().remove(&seq);
+    if let CatalogReply::Deleted { freed, dirtied, .. } = reply {
+        {
+            let mut slots = store.slots.borrow_mut();
+            for slot in freed {
+                slots.release(slot);
+            }
+        }
+        if let Some(volume) = world().attached(store, id) {
+            volume.drive(Event::Dirtied(dirtied));
+        }
+        // The heir uses more now.
+        let records = store.with_catalog(move |catalog| catalog.snapshots(id)).await;
+        let mut chain = known.chain.borrow_mut();
+        for record in records.unwrap_or_default() {
+            if chain.get(record.seq).is_some_and(|r| r.state == SnapshotState::Complete) {
+                chain.put(record);
+            }
+        }
+    }
+    Ok(())
+}
