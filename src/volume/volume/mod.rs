@@ -4,26 +4,21 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::access::{AccessKind, Commands};
+use super::access::Commands;
 use super::copier::Copier;
 use super::export;
 use super::failure::{Failure, Sort};
-use super::predictor::{self, Link, STALLED_US, Told};
-use super::scoring::{ChunkForecast, Order, Scored};
-use super::snapshots;
+use super::predictor::{self, Told};
 use super::stats::VolumeCounters;
 use super::store_host::{Exclusive, KnownVolume, StoreHost};
-use super::tuning::{StagingPolicy, Tuning};
+use super::tuning::Tuning;
 use super::volume_bdev::{self, VolumeDevice};
 use super::world::world;
-use crate::engine::events::{CatalogStep, CopyJob, Effect, Event, Micros, ReadSource};
-use crate::engine::records::{
-    CatalogReply, CatalogRequest, SlotRef, SnapshotRecord, SnapshotSeq, SnapshotState, VolumeId,
-};
-use crate::engine::{Counters, Engine, PolicyKind, Shortage};
+use crate::engine::events::{CatalogStep, CopyJob, Effect, Event, Micros};
+use crate::engine::records::{CatalogReply, CatalogRequest, VolumeId};
+use crate::engine::{Counters, Engine, PolicyKind};
 use crate::gate::{ChunkIndex, ChunkState, Epoch, LbaRange};
 use crate::spdk::bdev::IoChannel;
 use crate::spdk::bdev_module::{ParkedIo, Registration};
@@ -32,6 +27,13 @@ use crate::spdk::executor::{self, LocalFuture, Sender, oneshot};
 use crate::spdk::json::JsonWriter;
 use crate::spdk::poller::{PollResult, Poller};
 use crate::store;
+
+mod follower;
+mod snapshot;
+
+pub use follower::Follower;
+pub use snapshot::WaitFor;
+use snapshot::Watcher;
 
 /// How often access records are drained and the engine is told the time while it is not busy.
 const TICK: Duration = Duration::from_millis(1);
@@ -52,21 +54,6 @@ pub struct VolumeOptions {
     pub chunk_size_kib: Option<u32>,
     /// Staging and copying.
     pub tuning: Tuning,
-}
-
-/// What a create request waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WaitFor {
-    /// Readable.
-    Consistent,
-    /// Independent of the master.
-    Complete,
-}
-
-struct Watcher {
-    seq: SnapshotSeq,
-    wait: WaitFor,
-    sender: Sender<SnapshotRecord>,
 }
 
 /// A command that waits for a chunk, and since when, in ticks.
@@ -105,15 +92,6 @@ pub struct Volume {
     called_at: Cell<u64>,
     /// The predictor, while the policy has one.
     follower: RefCell<Option<Follower>>,
-}
-
-/// What is known of a volume's predictor.
-pub struct Follower {
-    link: Arc<Link>,
-    heard_at: Micros,
-    stalled: bool,
-    /// What it last found, and when that was told.
-    pub last: Option<(Box<Scored>, Micros)>,
 }
 
 /// Microseconds since some fixed moment.
@@ -205,128 +183,6 @@ impl Volume {
         }
         self.device.rings.set_recording(settings.policy != PolicyKind::Off);
         self.engine.borrow_mut().set_settings(settings, now());
-    }
-
-    // ---- the predictor ------------------------------------------------------------------------
-
-    /// Has the volume followed by a predictor if the policy has one.
-    fn follow(&self) {
-        let tuning = self.options.borrow().tuning;
-        let StagingPolicy::Predicted(kind) = tuning.policy else {
-            if self.follower.borrow_mut().take().is_some() {
-                predictor::leave(self.key);
-            }
-            return;
-        };
-        let order = Order {
-            key: self.key,
-            name: self.name(),
-            gate: Arc::clone(&self.device.gate),
-            rings: Arc::clone(&self.device.rings),
-            predictor: kind,
-            window_us: (tuning.window_ms != 0).then_some(tuning.window_ms * 1000),
-            copy_bytes_per_s_max: tuning.copy_bytes_per_s_max(),
-        };
-        let link = {
-            let mut follower = self.follower.borrow_mut();
-            let follower = follower.get_or_insert_with(|| Follower {
-                link: Arc::default(),
-                heard_at: now(),
-                stalled: false,
-                last: None,
-            });
-            Arc::clone(&follower.link)
-        };
-        if let Err(error) = predictor::follow(order, link) {
-            // It counts as stalled soon.
-            tracing::error!(volume = self.name(), %error, "the predictor's thread cannot be started");
-        }
-    }
-
-    /// For how long nothing was heard of the predictor, in microseconds, if that is too long.
-    pub fn predictor_stalled(&self) -> Option<u64> {
-        let follower = self.follower.borrow();
-        follower.as_ref().filter(|f| f.stalled).map(|f| now().since(f.heard_at))
-    }
-
-    /// What the predictor thinks of a chunk.
-    pub fn forecast(&self, chunk: ChunkIndex) -> Option<ChunkForecast> {
-        let follower = self.follower.borrow();
-        let (scored, _) = follower.as_ref()?.last.as_ref()?;
-        let at = scored.forecasts.binary_search_by_key(&chunk, |forecast| forecast.chunk).ok()?;
-        Some(scored.forecasts[at])
-    }
-
-    /// Looks at what the predictor found.
-    pub fn with_follower<T>(&self, look: impl FnOnce(Option<&Follower>) -> T) -> T {
-        look(self.follower.borrow().as_ref())
-    }
-
-    /// Takes the access records, unless there is a predictor that does.
-    fn watch_predictor(&self) {
-        let stalled = {
-            let mut follower = self.follower.borrow_mut();
-            let Some(follower) = follower.as_mut() else {
-                drop(follower);
-                return self.drain_records();
-            };
-            let stalls = now().since(follower.heard_at) > STALLED_US && !follower.stalled;
-            follower.stalled |= stalls;
-            if !follower.stalled {
-                return;
-            }
-            stalls
-        };
-        if stalled {
-            tracing::warn!(
-                volume = self.name(),
-                "the predictor does not answer; chunks are staged by rest"
-            );
-            self.apply_settings();
-        }
-        self.drain_records();
-    }
-
-    fn told(self: &Rc<Self>, told: Told) {
-        let recovered = {
-            let mut follower = self.follower.borrow_mut();
-            // The policy may have changed meanwhile.
-            let Some(follower) = follower.as_mut() else { return };
-            follower.heard_at = now();
-            let scored = matches!(told, Told::Scored(_));
-            scored && std::mem::replace(&mut follower.stalled, false)
-        };
-        if recovered {
-            tracing::info!(volume = self.name(), "the predictor answers again");
-            self.apply_settings();
-        }
-        match told {
-            Told::News(news) => {
-                {
-                    let (mut engine, at) = (self.engine.borrow_mut(), now());
-                    for chunk in news.written {
-                        engine.observe_write(chunk, at);
-                    }
-                    if news.unfollowed {
-                        engine.records_lost(at);
-                    }
-                }
-                let mut counters = self.counters.borrow_mut();
-                counters.records += news.records;
-                counters.records_lost += news.lost;
-            }
-            Told::Scored(mut found) => {
-                let scores = std::mem::take(&mut found.scores);
-                let soonest = std::mem::take(&mut found.soonest);
-                let room_is_short = self.engine.borrow().room_is_short();
-                if let Some(follower) = self.follower.borrow_mut().as_mut() {
-                    follower.link.room_is_short.store(room_is_short, Ordering::Relaxed);
-                    follower.last = Some((found, now()));
-                }
-                self.drive(Event::Soonest(soonest));
-                self.drive(Event::Scores(scores));
-            }
-        }
     }
 
     // ---- engine -------------------------------------------------------------------------------
@@ -456,28 +312,6 @@ impl Volume {
         copier.copy(job, compare).await
     }
 
-    fn drain_records(&self) {
-        let geometry = *self.device.gate.geometry();
-        let mut engine = self.engine.borrow_mut();
-        let at = now();
-        let mut recorded = 0;
-        let lost = self.device.rings.drain(|record| {
-            recorded += 1;
-            if record.kind == AccessKind::Modify {
-                let range = LbaRange::new(record.lba, u64::from(record.blocks));
-                for chunk in geometry.chunks(range) {
-                    engine.observe_write(ChunkIndex(chunk), at);
-                }
-            }
-        });
-        if lost > 0 {
-            engine.records_lost(at);
-        }
-        let mut counters = self.counters.borrow_mut();
-        counters.records += recorded;
-        counters.records_lost += lost;
-    }
-
     // ---- parked commands ----------------------------------------------------------------------
 
     fn park(self: &Rc<Self>, chunk: ChunkIndex, range: LbaRange, io: ParkedIo<VolumeDevice>) {
@@ -544,171 +378,6 @@ impl Volume {
     /// Commands that wait for a chunk now.
     pub fn parked_now(&self) -> u64 {
         self.parked.borrow().values().map(|waiting| waiting.len() as u64).sum()
-    }
-
-    // ---- snapshots ----------------------------------------------------------------------------
-
-    /// Reserves the slots that a snapshot may need; [`Volume::begin_snapshot`] is next.
-    ///
-    /// # Errors
-    /// There is not enough.
-    pub fn reserve_slots(&self) -> Result<(), Shortage> {
-        self.engine.borrow_mut().reserve(&mut *self.store.slots.borrow_mut())
-    }
-
-    /// Starts a snapshot that the chain admitted.
-    pub fn begin_snapshot(self: &Rc<Self>, record: SnapshotRecord) {
-        self.known().chain.borrow_mut().put(record.clone());
-        self.dirty_at_begin.set(self.device.gate.dirty_count());
-        self.drive(Event::Create(record));
-    }
-
-    /// Resolves when the snapshot is as far as asked for, or has ended.
-    pub async fn watch(&self, seq: SnapshotSeq, wait: WaitFor) -> Option<SnapshotRecord> {
-        let known = self.known();
-        let so_far = known.chain.borrow().get(seq).cloned();
-        let readable = known.hosts.borrow().contains_key(&seq);
-        match so_far {
-            Some(record)
-                if record.state != SnapshotState::Completing
-                    || (wait == WaitFor::Consistent && readable) =>
-            {
-                return Some(record);
-            }
-            None => return None,
-            Some(_) => {}
-        }
-        let (sender, receiver) = oneshot();
-        self.watchers.borrow_mut().push(Watcher { seq, wait, sender });
-        receiver.await.ok()
-    }
-
-    /// Gives the snapshot under way up.
-    pub fn abort_snapshot(self: &Rc<Self>, reason: &str) {
-        self.drive(Event::Abort(reason.to_owned()));
-    }
-
-    /// Record of the snapshot under way, as far as it is.
-    pub fn snapshot_so_far(&self) -> Option<SnapshotRecord> {
-        let mut record = self.engine.borrow().progress().map(|(record, _)| record.clone())?;
-        // The engine counts a chunk as required when it is done, or "done of required" would say
-        // nothing.
-        record.chunks.required = record.chunks.required.max(self.dirty_at_begin.get());
-        // The engine fills in the end before it is committed; who is told "complete" may rely on it.
-        if record.state == SnapshotState::Complete {
-            record.state = SnapshotState::Completing;
-            record.times.complete_us = 0;
-        }
-        Some(record)
-    }
-
-    fn consistent(self: &Rc<Self>, mut record: SnapshotRecord) {
-        let cut_ticks = clock::now_ticks().saturating_sub(self.called_at.get());
-        record.times.cut_us = clock::ticks_to_us(cut_ticks);
-        self.engine.borrow_mut().set_cut_us(record.times.cut_us);
-        predictor::cut(self.key, now().0);
-        self.counters.borrow_mut().cuts += 1;
-        self.old_epoch.set(Epoch(self.device.gate.epoch().0 - 1));
-        let known = self.known();
-        let view = known.newest_view();
-        let view = view.unwrap_or_else(|| store::SlotMap::new(known.chunk_count()));
-        *known.completing.borrow_mut() = Some(view);
-        known.chain.borrow_mut().put(record.clone());
-        snapshots::publish(&self.store, &known, &record);
-        self.notify(&record, WaitFor::Consistent);
-    }
-
-    fn ended(self: &Rc<Self>, record: &SnapshotRecord) {
-        let known = self.known();
-        let view = known.completing.borrow_mut().take();
-        let host = known.hosts.borrow().get(&record.seq).cloned();
-        if let (SnapshotState::Complete, Some(view)) = (record.state, view) {
-            known.views.borrow_mut().insert(record.seq, view.clone());
-            if let Some(host) = host {
-                host.complete(view);
-            }
-        } else {
-            if let Some(host) = host {
-                host.fail();
-                known.hosts.borrow_mut().remove(&record.seq);
-                executor::spawn(async move { host.retract().await }).detach();
-            }
-            let reason = record.reason.as_deref().unwrap_or("unknown");
-            tracing::warn!(volume = self.name(), snapshot = record.name, reason, "snapshot failed");
-        }
-        known.chain.borrow_mut().put(record.clone());
-        self.notify(record, WaitFor::Complete);
-    }
-
-    fn notify(&self, record: &SnapshotRecord, reached: WaitFor) {
-        let mut due = Vec::new();
-        self.watchers.borrow_mut().retain_mut(|watcher| {
-            let is_due = watcher.seq == record.seq
-                && (reached == WaitFor::Complete || watcher.wait == WaitFor::Consistent);
-            if is_due {
-                let (nobody, _) = oneshot();
-                due.push(std::mem::replace(&mut watcher.sender, nobody));
-            }
-            !is_due
-        });
-        for sender in due {
-            sender.send(record.clone());
-        }
-    }
-
-    /// Reads `blocks` at `lba` (within `chunk`) of the snapshot under way. `None`: ask again.
-    pub async fn read_completing(
-        self: &Rc<Self>,
-        chunk: ChunkIndex,
-        lba: u64,
-        blocks: u64,
-    ) -> Option<Result<crate::spdk::dma::DmaBuf, String>> {
-        let source = self.engine.borrow_mut().read_source(chunk);
-        self.run_effects();
-        let bytes = blocks as usize * self.device.gate.geometry().lba_bytes() as usize;
-        let buffer = || {
-            crate::spdk::dma::DmaBuf::zeroed(bytes, 4096)
-                .map_err(|error| format!("no {bytes} bytes of DMA memory: {error}"))
-        };
-        let buf = match buffer() {
-            Ok(buf) => buf,
-            Err(error) => return Some(Err(error)),
-        };
-        match source? {
-            ReadSource::Wait => None,
-            ReadSource::Master => {
-                let epoch = self.old_epoch.get();
-                let master = self.master.borrow().clone();
-                let Some(master) = master else { return Some(Err("the master is gone".into())) };
-                let (buf, read) = master.read(buf, lba, blocks).await;
-                if let Err(error) = read {
-                    return Some(Err(format!("reading the master: {error}")));
-                }
-                // Else the slot has it now.
-                self.device.gate.still_pending(chunk, epoch).then_some(Ok(buf))
-            }
-            ReadSource::Rows => {
-                let known = self.known();
-                let entry = known.completing.borrow().as_ref().and_then(|map| map.get(chunk));
-                match entry {
-                    None => Some(Err(format!("the snapshot lacks chunk {}", chunk.0))),
-                    Some(SlotRef::Zero) => Some(Ok(buf)),
-                    Some(SlotRef::Slot { slot, .. }) => {
-                        let within = lba - self.device.gate.geometry().chunk_range(chunk).lba;
-                        let at = self.store.layout().block_of(slot) + within;
-                        let store = match self.store.device() {
-                            Ok((_, store)) => store,
-                            Err(failure) => return Some(Err(failure.message)),
-                        };
-                        let (buf, read) = store.read(buf, at, blocks).await;
-                        Some(
-                            read.map(|()| buf)
-                                .map_err(|error| format!("reading the store: {error}")),
-                        )
-                    }
-                }
-            }
-        }
     }
 
     // ---- ending -------------------------------------------------------------------------------
