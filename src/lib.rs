@@ -12,8 +12,6 @@ pub mod predict;
 pub mod replay;
 pub mod rpc;
 #[cfg(feature = "spdk")]
-pub mod serve;
-#[cfg(feature = "spdk")]
 pub mod spdk;
 pub mod store;
 #[cfg(feature = "spdk")]

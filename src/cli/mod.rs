@@ -1,13 +1,15 @@
 //! The `presnap` command: reads the command line, talks to a target over its JSON-RPC socket, and
 //! prints tables for people or JSON for programs.
 //!
-//! Runs on the process's main thread; the target itself (`presnap serve`) is `crate::serve`.
+//! Runs on the process's main thread; `target` starts SPDK on it, for `presnap serve`.
 
 mod client;
 mod progress;
 mod render;
 mod replay;
 mod serve;
+#[cfg(feature = "spdk")]
+mod target;
 mod train;
 mod tree;
 
@@ -137,7 +139,7 @@ fn perform(request: &Request, console: &mut Console<'_>) -> Result<String, Failu
 
 #[cfg(feature = "spdk")]
 fn start(options: &ServeOptions) -> Result<(), String> {
-    crate::serve::run(options)
+    target::run(options)
 }
 
 #[cfg(not(feature = "spdk"))]

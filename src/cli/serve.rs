@@ -1,5 +1,5 @@
 //! Options of `presnap serve`. Reading them is all that happens here: the target itself is
-//! `crate::serve`, which needs SPDK.
+//! `target.rs`, which needs SPDK.
 
 use std::path::PathBuf;
 

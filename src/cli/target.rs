@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{LogLevel, ServeOptions};
+use super::serve::{LogLevel, ServeOptions};
 use crate::rpc::handlers;
 use crate::spdk::app::{self, AppOptions};
 use crate::volume::hooks;
