@@ -275,7 +275,7 @@ fn policy_object(tuning: Tuning) -> Policy {
 /// A volume as users see it.
 fn volume_object(volume: &Volume) -> VolumeObject {
     let options = volume.options();
-    let known = volume.known();
+    let known = &volume.known;
     let geometry = *volume.device.gate.geometry();
     let gone = volume.store.gone.borrow().is_some();
     volume.with_engine(|engine| VolumeObject {

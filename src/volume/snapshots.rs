@@ -206,7 +206,7 @@ pub fn write_config(key: u64, w: &mut JsonWriter) {
 pub fn dump_info(key: u64, w: &mut JsonWriter) {
     let host = world().snapshots.borrow().get(&key).cloned();
     let Some(host) = host else { return };
-    let known = host.store.known(host.volume);
+    let Some(known) = host.store.known(host.volume) else { return };
     let record = known.chain.borrow().get(host.seq).cloned();
     if let Some(record) = record {
         let object = (world().describe().snapshot)(&host.store, &known, &record);

@@ -175,8 +175,7 @@ impl World {
     /// There is none.
     pub fn known_volume(&self, name: &str) -> Result<(Rc<StoreHost>, Rc<KnownVolume>), Failure> {
         if let Some(volume) = self.volume(name) {
-            let known = volume.store.known(volume.id);
-            return Ok((Rc::clone(&volume.store), known));
+            return Ok((Rc::clone(&volume.store), Rc::clone(&volume.known)));
         }
         for store in self.stores.borrow().values() {
             if let Some(known) = store.known_by_name(name) {

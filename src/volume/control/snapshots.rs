@@ -43,7 +43,7 @@ pub async fn create_snapshot(
     if let Some(failure) = volume::no_store(&volume) {
         return Err(failure);
     }
-    let known = volume.known();
+    let known = Rc::clone(&volume.known);
     wait_for_deletion(&known).await?;
     let plan = known.chain.borrow().plan_create(name, uuid);
     let seq = match plan {

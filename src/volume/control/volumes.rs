@@ -334,7 +334,7 @@ async fn open_volume(
         io_types,
         rings: Arc::new(AccessRings::default()),
     });
-    Ok(Volume::new(id, Rc::clone(store), device, options, master_channel, engine))
+    Ok(Volume::new(Rc::clone(store), Rc::clone(known), device, options, master_channel, engine))
 }
 
 /// Compares chunks that were clean at the last stop with the newest snapshot.
@@ -431,7 +431,7 @@ pub async fn delete_volume(name: &str) -> Result<(), Failure> {
         }
     }
     let volume = world.volume(name).ok_or_else(|| Failure::no_volume(name))?;
-    let (store, known, id) = (Rc::clone(&volume.store), volume.known(), volume.id);
+    let (store, known, id) = (Rc::clone(&volume.store), Rc::clone(&volume.known), volume.id);
     volume.detach().await;
     drop(volume);
     if known.chain.borrow().is_empty()

@@ -67,6 +67,8 @@ pub struct Volume {
     pub id: VolumeId,
     /// The store.
     pub store: Rc<StoreHost>,
+    /// What the store knows of it.
+    pub known: Rc<KnownVolume>,
     /// Its data path.
     pub device: Arc<VolumeDevice>,
     /// Counters and latencies.
@@ -102,18 +104,20 @@ pub fn now() -> Micros {
 impl Volume {
     /// A volume whose engine is set up; [`Volume::publish`] is next.
     pub fn new(
-        id: VolumeId,
         store: Rc<StoreHost>,
+        known: Rc<KnownVolume>,
         device: Arc<VolumeDevice>,
         options: VolumeOptions,
         master: IoChannel,
         engine: Engine,
     ) -> Rc<Self> {
         device.rings.set_recording(engine.settings().policy != PolicyKind::Off);
+        let id = known.record.borrow().id;
         Rc::new(Self {
             key: device.key,
             id,
             store,
+            known,
             device,
             counters: RefCell::default(),
             options: RefCell::new(options),
@@ -155,11 +159,6 @@ impl Volume {
     /// What it was created with, later changes included.
     pub fn options(&self) -> VolumeOptions {
         self.options.borrow().clone()
-    }
-
-    /// What the store knows of it.
-    pub fn known(&self) -> Rc<KnownVolume> {
-        self.store.known(self.id)
     }
 
     /// Looks at its engine.
@@ -236,7 +235,7 @@ impl Volume {
                 .detach();
             }
             Effect::Row(chunk, slot_ref) => {
-                if let Some(map) = &mut *self.known().completing.borrow_mut() {
+                if let Some(map) = &mut *self.known.completing.borrow_mut() {
                     map.insert(chunk, slot_ref);
                 }
             }
@@ -298,7 +297,7 @@ impl Volume {
         let master = self.master.borrow().clone().ok_or("the master is gone")?;
         let (_, store) = self.store.device().map_err(|failure| failure.message)?;
         let compare = if job.compare {
-            self.known().newest_view().and_then(|view| view.get(job.chunk))
+            self.known.newest_view().and_then(|view| view.get(job.chunk))
         } else {
             None
         };
@@ -406,8 +405,7 @@ impl Volume {
 
     /// Every user has closed the bdev: end the engine, let go of the master.
     async fn destruct(self: &Rc<Self>) {
-        let known = self.known();
-        let _saving = Exclusive::take(&known).await;
+        let _saving = Exclusive::take(&self.known).await;
         let (sender, receiver) = oneshot();
         *self.stopped.borrow_mut() = Some(sender);
         if self.follower.borrow_mut().take().is_some() {
@@ -426,7 +424,7 @@ impl Volume {
         drop((ticker, worker));
         if self.saved.get() {
             let slots = self.engine.borrow().slots_in_hand().staged;
-            self.known().saved_staged_slots.set(slots);
+            self.known.saved_staged_slots.set(slots);
         } else {
             // Staged copies are nobody's any more.
             let mut slots = self.store.slots.borrow_mut();

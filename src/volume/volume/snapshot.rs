@@ -40,14 +40,14 @@ impl Volume {
 
     /// Starts a snapshot that the chain admitted.
     pub fn begin_snapshot(self: &Rc<Self>, record: SnapshotRecord) {
-        self.known().chain.borrow_mut().put(record.clone());
+        self.known.chain.borrow_mut().put(record.clone());
         self.dirty_at_begin.set(self.device.gate.dirty_count());
         self.drive(Event::Create(record));
     }
 
     /// Resolves when the snapshot is as far as asked for, or has ended.
     pub async fn watch(&self, seq: SnapshotSeq, wait: WaitFor) -> Option<SnapshotRecord> {
-        let known = self.known();
+        let known = &self.known;
         let so_far = known.chain.borrow().get(seq).cloned();
         let readable = known.hosts.borrow().contains_key(&seq);
         match so_far {
@@ -91,17 +91,17 @@ impl Volume {
         predictor::cut(self.key, now().0);
         self.counters.borrow_mut().cuts += 1;
         self.old_epoch.set(Epoch(self.device.gate.epoch().0 - 1));
-        let known = self.known();
+        let known = &self.known;
         let view = known.newest_view();
         let view = view.unwrap_or_else(|| store::SlotMap::new(known.chunk_count()));
         *known.completing.borrow_mut() = Some(view);
         known.chain.borrow_mut().put(record.clone());
-        snapshots::publish(&self.store, &known, &record);
+        snapshots::publish(&self.store, known, &record);
         self.notify(&record, WaitFor::Consistent);
     }
 
     pub(super) fn ended(self: &Rc<Self>, record: &SnapshotRecord) {
-        let known = self.known();
+        let known = &self.known;
         let view = known.completing.borrow_mut().take();
         let host = known.hosts.borrow().get(&record.seq).cloned();
         if let (SnapshotState::Complete, Some(view)) = (record.state, view) {
@@ -170,7 +170,7 @@ impl Volume {
                 self.device.gate.still_pending(chunk, epoch).then_some(Ok(buf))
             }
             ReadSource::Rows => {
-                let known = self.known();
+                let known = &self.known;
                 let entry = known.completing.borrow().as_ref().and_then(|map| map.get(chunk));
                 match entry {
                     None => Some(Err(format!("the snapshot lacks chunk {}", chunk.0))),
