@@ -30,8 +30,8 @@ pub struct ServeOptions {
     #[arg(long)]
     pub no_pci: bool,
 
-    /// Cores that the catalog's thread may run on, as a list; absent: every core of the machine.
-    /// Best kept off the reactors' cores
+    /// Cores that the catalog's thread may run on, as a list; absent: every core of the machine but
+    /// the reactors', if there are others
     #[arg(long, value_name = "LIST", value_parser = core_list)]
     pub catalog_cores: Option<CoreList>,
 

@@ -167,6 +167,13 @@ impl FromStr for PolicySpec {
             "lstm" => PolicySpec::Lstm { threshold: threshold(0.5)? },
             #[cfg(feature = "lstm")]
             "tuned" => PolicySpec::Tuned { threshold: threshold(0.5)? },
+            #[cfg(not(feature = "lstm"))]
+            "lstm" | "tuned" => {
+                return Err(format!(
+                    "this presnap was built without its network, which {name} needs; build it with \
+                     --features lstm, or take another policy"
+                ));
+            }
             "deadline" => PolicySpec::Deadline,
             "oracle" => PolicySpec::Oracle,
             _ => {
