@@ -132,6 +132,11 @@ forward_done(struct spdk_bdev_io *base, bool success, void *ctx)
 	struct psc_io *io = ctx;
 	struct psc_status status;
 
+	if (spdk_likely(success && io->base_mode == PSC_FORWARD_PASS)) {
+		spdk_bdev_io_complete(outer(io), SPDK_BDEV_IO_STATUS_SUCCESS);
+		spdk_bdev_free_io(base);
+		return;
+	}
 	if (spdk_unlikely(io->type == PSC_IO_ZCOPY && !io->zcopy_own_buf)) {
 		if (io->zcopy_start) {
 			zcopy_started(base, success, io);

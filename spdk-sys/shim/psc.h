@@ -243,6 +243,8 @@ enum psc_forward_mode {
 	PSC_FORWARD_COMPLETE = 0,
 	/* cb owns the command again and has to complete it */
 	PSC_FORWARD_RETURN = 1,
+	/* as COMPLETE, but cb is called only if the base command failed; not for zero copy */
+	PSC_FORWARD_PASS = 2,
 };
 
 /*

@@ -136,9 +136,17 @@ impl Open {
         has(&self.groups, chunk as usize / 64) || has(&self.chunks, chunk as usize)
     }
 
-    /// Group by group where it can: an unmap of 1 TiB covers 4 Mi chunks.
     #[inline]
     fn has_all(&self, chunks: std::ops::Range<u32>) -> bool {
+        // Nearly all commands.
+        if chunks.start + 1 == chunks.end {
+            return self.has(chunks.start);
+        }
+        self.has_many(chunks)
+    }
+
+    /// Group by group where it can: an unmap of 1 TiB covers 4 Mi chunks.
+    fn has_many(&self, chunks: std::ops::Range<u32>) -> bool {
         let mut chunk = chunks.start;
         while chunk < chunks.end {
             chunk = if has(&self.groups, chunk as usize / 64) {

@@ -52,6 +52,7 @@ impl BdevDevice for VolumeDevice {
         Ok(VolumeChannel { master, lane: self.gate.lane(), ring: self.rings.add() })
     }
 
+    #[inline]
     fn submit(&self, channel: &VolumeChannel, io: BdevIo<Self>) {
         let kind = io.kind();
         if kind == IoType::Zcopy {
@@ -64,16 +65,14 @@ impl BdevDevice for VolumeDevice {
         match kind {
             IoType::Read => {
                 self.rings.record(&channel.ring, range(&io), AccessKind::Read, io.submit_ticks());
-                io.forward_via(|channel| &channel.master, Some(ended));
+                io.pass_via(|channel| &channel.master, ended);
             }
             IoType::Write
             | IoType::WriteZeroes
             | IoType::Unmap
             | IoType::CompareAndWrite
             | IoType::Copy => admit(io),
-            IoType::Flush | IoType::Compare => {
-                io.forward_via(|channel| &channel.master, Some(ended));
-            }
+            IoType::Flush | IoType::Compare => io.pass_via(|channel| &channel.master, ended),
             IoType::Reset => reset(io),
             IoType::Zcopy | IoType::Abort => io.complete(Status::Failed),
         }
@@ -139,7 +138,7 @@ fn admit(mut io: BdevIo<VolumeDevice>) {
         Ok(passage) => {
             *state = Some(passage);
             device.rings.record(&channel.ring, range, AccessKind::Modify, ticks);
-            io.forward_via(|channel| &channel.master, Some(landed));
+            io.forward_via(|channel| &channel.master, landed);
         }
         Err(chunk) => park(io, chunk),
     }
@@ -156,6 +155,7 @@ fn landed(io: &mut BdevIo<VolumeDevice>, result: Result<(), IoError>) {
     ended(io, result);
 }
 
+#[cold]
 fn park(io: BdevIo<VolumeDevice>, chunk: ChunkIndex) {
     let key = io.device().key;
     let range = range(&io);
@@ -179,11 +179,11 @@ fn zcopy(mut io: BdevIo<VolumeDevice>) {
         let (device, ring) = (io.device(), &io.channel().ring);
         device.rings.record(ring, range(&io), AccessKind::Read, io.submit_ticks());
         io.use_own_buffer();
-        io.forward_via(|channel| &channel.master, Some(ended));
+        io.forward_via(|channel| &channel.master, ended);
     } else if zcopy.start {
         lend(io);
     } else if io.state().is_some() {
-        io.forward_via(|channel| &channel.master, Some(landed));
+        io.forward_via(|channel| &channel.master, landed);
     } else if zcopy.commit {
         admit(io);
     } else {
@@ -204,7 +204,7 @@ fn lend(mut io: BdevIo<VolumeDevice>) {
         Entry::Entered { epoch, .. } => {
             *state = Some(Passage::Counted(epoch));
             device.rings.record(&channel.ring, range, AccessKind::Modify, ticks);
-            io.forward_via(|channel| &channel.master, Some(lent));
+            io.forward_via(|channel| &channel.master, lent);
         }
         Entry::Parked { chunk } | Entry::Saturated { chunk } => park(io, chunk),
     }
@@ -229,7 +229,7 @@ fn reset(io: BdevIo<VolumeDevice>) {
     Thread::app().send(move || {
         volume::abort_parked(key);
         parked.resume_with(|io| {
-            io.forward_via(|channel| &channel.master, Some(ended));
+            io.forward_via(|channel| &channel.master, ended);
         });
     });
 }

@@ -233,29 +233,66 @@ impl<D: BdevDevice> BdevIo<D> {
     }
 
     /// The same, to a channel that is part of the command's own one: that lives as long as the command
-    /// is in flight, so no hold on it is needed. The way of the data path.
-    pub fn forward_via(
-        self,
-        base: impl FnOnce(&D::Channel) -> &IoChannel,
-        done: Option<OnDone<D>>,
-    ) {
+    /// is in flight, so no hold on it is needed. The way of the data path; `done` is a function, not a
+    /// pointer to one, and the compiler makes one piece of it and the way here.
+    pub fn forward_via<F>(self, base: impl FnOnce(&D::Channel) -> &IoChannel, done: F)
+    where
+        F: Fn(&mut BdevIo<D>, Result<(), IoError>) + Copy + 'static,
+    {
+        self.send_via(base, done, sys::PSC_FORWARD_COMPLETE);
+    }
+
+    /// The same, but `failed` is told of failure only; success ends the command without a call.
+    ///
+    /// # Panics
+    /// With a zero-copy command: its state has to stay for its end.
+    pub fn pass_via<F>(self, base: impl FnOnce(&D::Channel) -> &IoChannel, failed: F)
+    where
+        F: Fn(&mut BdevIo<D>, Result<(), IoError>) + Copy + 'static,
+    {
+        const { assert!(!mem::needs_drop::<D::IoState>(), "nobody would drop the state") };
+        assert_ne!(self.kind(), IoType::Zcopy, "zero copy goes through forward_via()");
+        self.send_via(base, failed, sys::PSC_FORWARD_PASS);
+    }
+
+    #[inline]
+    fn send_via<F>(self, base: impl FnOnce(&D::Channel) -> &IoChannel, _done: F, mode: u32)
+    where
+        F: Fn(&mut BdevIo<D>, Result<(), IoError>) + Copy + 'static,
+    {
+        extern "C" fn finished<D, F>(raw: *mut sys::psc_io, status: *const sys::psc_status)
+        where
+            D: BdevDevice,
+            F: Fn(&mut BdevIo<D>, Result<(), IoError>) + Copy + 'static,
+        {
+            guard("command completion", || {
+                // SAFETY: given to SPDK by send_via(), which is done with it.
+                let mut io = unsafe { BdevIo::<D>::from_raw(raw) };
+                // SAFETY: send_via() was given an F, which is Copy and has no bytes to read.
+                let done = unsafe { NonNull::<F>::dangling().read() };
+                // SAFETY: NULL, or valid during this call.
+                done(&mut io, result_of(unsafe { status.as_ref() }));
+                // C completes it next.
+                let _ = io.finish(status.is_null());
+            });
+        }
+        const { assert!(size_of::<F>() == 0, "a function that captures nothing") };
         let (desc, channel) = {
             let base = base(self.channel());
             (base.desc().raw(), base.raw())
         };
-        let offset_blocks = self.offset_blocks();
-        let complete = sys::PSC_FORWARD_COMPLETE as u8;
-        // SAFETY: the bdev layer destroys a channel, and with it what is in it, only after its
-        // commands have completed, this one with them.
+        let (raw, offset_blocks) = (self.raw(), self.offset_blocks());
+        mem::forget(self);
+        // SAFETY: the command is SPDK's from here until `finished`. The bdev layer destroys a channel,
+        // and with it what is in it, only after its commands have completed, this one with them.
         unsafe {
-            self.send_raw(
+            sys::psc_io_forward(
+                raw,
                 desc,
                 channel,
-                ptr::null_mut(),
                 offset_blocks,
-                done,
-                Self::forwarded,
-                complete,
+                Some(finished::<D, F>),
+                mode as u8,
             );
         }
     }
