@@ -248,16 +248,16 @@ enum psc_forward_mode {
 };
 
 /*
- * Per-command area of a command to one of our bdevs (SPDK's driver_ctx). What every command needs is
- * in the first 64 bytes. Rust reads the part above the line; the rest is the shim's own.
+ * Per-command area of a command to one of our bdevs (SPDK's driver_ctx). What every command needs comes
+ * first: with 64 in flight each cache line more is felt. Rust reads the part above the line; the rest is
+ * the shim's own.
  */
 struct psc_io {
 	uint64_t offset_blocks;
 	uint64_t num_blocks;
 	void *device; /* Rust's device */
 	void *channel; /* Rust's channel */
-	void *user_fn; /* Rust's: completion function of the forward under way */
-	void *user_hold; /* Rust's: keeps the base channel of the forward under way alive */
+	uint64_t submit_ticks; /* when the bdev layer got the command */
 	uint8_t type; /* enum psc_io_type */
 	bool zcopy_start;
 	bool zcopy_populate;
@@ -268,8 +268,9 @@ struct psc_io {
 	uint8_t reserved;
 	psc_io_cb base_cb; /* command.c's */
 	uint64_t user[PSC_IO_USER_BYTES / 8];
+	void *user_fn; /* Rust's: completion function of the forward under way */
+	void *user_hold; /* Rust's: keeps the base channel of the forward under way alive */
 	uint64_t src_offset_blocks; /* PSC_IO_COPY */
-	uint64_t submit_ticks; /* when the bdev layer got the command */
 	/* ---------------------------------------------------------------------------------------- */
 	struct spdk_bdev_desc *base_desc; /* while the command waits for something */
 	struct spdk_io_channel *base_ch;

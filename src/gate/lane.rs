@@ -304,9 +304,16 @@ impl Lane {
     /// When `range` is empty or not inside the volume.
     #[inline]
     pub fn enter(&self, range: LbaRange) -> Result<Passage, ChunkIndex> {
-        if let Some(turn) = self.pass(range) {
-            return Ok(Passage::Open(turn));
+        // In this shape the passage comes in registers; from memory it would cost more than the pass.
+        match self.pass(range) {
+            Some(turn) => Ok(Passage::Open(turn)),
+            None => self.enter_counted(range),
         }
+    }
+
+    /// Out of the way of those that pass.
+    #[inline(never)]
+    fn enter_counted(&self, range: LbaRange) -> Result<Passage, ChunkIndex> {
         match self.gate.enter(range) {
             Entry::Entered { epoch, .. } => Ok(Passage::Counted(epoch)),
             Entry::Parked { chunk } | Entry::Saturated { chunk } => Err(chunk),

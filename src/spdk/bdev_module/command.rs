@@ -348,35 +348,17 @@ impl<D: BdevDevice> BdevIo<D> {
         finished: extern "C" fn(*mut sys::psc_io, *const sys::psc_status),
         mode: u8,
     ) {
-        let hold = Rc::into_raw(Rc::clone(&base.inner)).cast_mut().cast();
-        // SAFETY: the hold keeps channel and descriptor alive.
-        unsafe {
-            let (desc, channel) = (base.desc().raw(), base.raw());
-            self.send_raw(desc, channel, hold, offset_blocks, done, finished, mode);
-        }
-    }
-
-    /// # Safety
-    /// `desc` and `channel` live until the command ends; `hold` is NULL or an `Rc<ChannelInner>`.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one call")]
-    unsafe fn send_raw<F: Copy>(
-        self,
-        desc: *mut sys::spdk_bdev_desc,
-        channel: *mut sys::spdk_io_channel,
-        hold: *mut c_void,
-        offset_blocks: u64,
-        done: F,
-        finished: extern "C" fn(*mut sys::psc_io, *const sys::psc_status),
-        mode: u8,
-    ) {
         const { assert!(size_of::<F>() == size_of::<*mut c_void>(), "a function pointer") };
+        let hold = Rc::into_raw(Rc::clone(&base.inner)).cast_mut().cast();
         let raw = self.raw();
         mem::forget(self);
         // SAFETY: the command is ours until psc_io_forward(), and SPDK's from then until `finished`.
-        // F is a function pointer (or an Option of one) of pointer size.
+        // F is a function pointer (or an Option of one) of pointer size. The hold keeps channel and
+        // descriptor alive.
         unsafe {
             (*raw).user_fn = mem::transmute_copy::<F, *mut c_void>(&done);
             (*raw).user_hold = hold;
+            let (desc, channel) = (base.desc().raw(), base.raw());
             sys::psc_io_forward(raw, desc, channel, offset_blocks, Some(finished), mode);
         }
     }
@@ -385,12 +367,9 @@ impl<D: BdevDevice> BdevIo<D> {
     /// After `send()` with the same F, once.
     unsafe fn take_sent<F: Copy>(&mut self) -> F {
         let raw = self.raw();
-        // SAFETY: the caller's promise: `user_fn` holds an F, `user_hold` an Rc or nothing.
+        // SAFETY: the caller's promise: `user_fn` holds an F, `user_hold` an Rc.
         unsafe {
-            let hold = (*raw).user_hold.cast_const().cast::<ChannelInner>();
-            if !hold.is_null() {
-                drop(Rc::from_raw(hold));
-            }
+            drop(Rc::from_raw((*raw).user_hold.cast_const().cast::<ChannelInner>()));
             mem::transmute_copy::<*mut c_void, F>(&(*raw).user_fn)
         }
     }
