@@ -322,8 +322,8 @@ async fn overhead(options: &Options, sizes: &[u64]) -> Result<Value, String> {
                 figures.push(json!({
                     "bench": "overhead", "size_gib": gib, "load": load_name(write),
                     "contender": label, "rounds": options.rounds, "slice_ms": options.slice_ms,
-                    "ns_per_command": {"median": time, "q1": time_low, "q3": time_high},
-                    "share_of_passthru": {"median": share, "q1": share_low, "q3": share_high},
+                    "ns_per_command": {"median": time, "q1": time_low, "q3": time_high, "values": ns[contender]},
+                    "share_of_passthru": {"median": share, "q1": share_low, "q3": share_high, "values": shares},
                 }));
             }
         }
@@ -429,10 +429,10 @@ async fn cut(options: &Options, sizes: &[u64]) -> Result<Value, String> {
         ]);
         figures.push(json!({
             "bench": "cut", "size_gib": gib, "rounds": options.rounds, "slice_ms": options.slice_ms,
-            "cut_us": {"median": cut, "q1": cut_low, "q3": cut_high},
-            "consistent_us": {"median": consistent, "q1": low, "q3": high},
-            "longest_write_us": {"cut": median(&longest[1]), "without": median(&longest[0])},
-            "p999_write_us": {"cut": median(&tail[1]), "without": median(&tail[0])},
+            "cut_us": {"median": cut, "q1": cut_low, "q3": cut_high, "values": cut_us},
+            "consistent_us": {"median": consistent, "q1": low, "q3": high, "values": consistent_us},
+            "longest_write_us": {"cut": {"values": longest[1]}, "without": {"values": longest[0]}},
+            "p999_write_us": {"cut": {"values": tail[1]}, "without": {"values": tail[0]}},
         }));
         drop(channel);
         control::delete_volume(&volume).await.map_err(|failure| failure.message)?;

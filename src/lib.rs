@@ -8,6 +8,7 @@ pub mod cli;
 pub mod engine;
 pub mod gate;
 pub mod monitor;
+pub mod perf;
 pub mod predict;
 pub mod replay;
 pub mod rpc;

@@ -3,7 +3,7 @@
 //!
 //! Runs on the process's main thread; `target` starts SPDK on it, for `presnap serve`.
 
-mod client;
+mod perf;
 mod progress;
 mod render;
 mod replay;
@@ -13,7 +13,7 @@ mod target;
 mod train;
 mod tree;
 
-pub use client::{Client, ClientError};
+pub use perf::PerfArgs;
 pub use replay::ReplayArgs;
 pub use serve::{CoreList, LogLevel, ServeOptions};
 pub use train::TrainOptions;
@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use crate::rpc::objects::Volume;
 use crate::rpc::schema::Method;
-use crate::rpc::{self, RpcError};
+use crate::rpc::{self, Client, ClientError, RpcError};
 use tree::{Action, Request};
 
 /// How long an answer is waited for, unless the user says otherwise or it may take long.
@@ -128,6 +128,7 @@ fn perform(request: &Request, console: &mut Console<'_>) -> Result<String, Failu
             Ok(pretty(&json!(names)))
         }
         Action::ListMethods => Ok(render::methods()),
+        Action::Perf(args) => perf::run(args, request.json, console),
         Action::Replay(args) => replay::run(args, request.json, console),
         Action::Serve(options) => start(options).map(|()| String::new()).map_err(Failure::refused),
         Action::Train(options) => train(options, request.json, console),

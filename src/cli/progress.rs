@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::client::Client;
 use super::render;
+use crate::rpc::Client;
 use crate::rpc::objects::{Snapshot, SnapshotState};
 
 /// Time between two questions: fast enough for the eye.

@@ -1,4 +1,4 @@
-//! The command tree: `serve`, `rpc`, `replay` and `volume list` are written out, all other commands follow
+//! The command tree: `serve`, `rpc`, `replay`, `perf` and `volume list` are written out, all other commands follow
 //! from the table of methods.
 
 use std::ffi::OsString;
@@ -9,6 +9,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches as _, value_parser};
 use serde_json::{Map, Value};
 
+use super::perf::PerfArgs;
 use super::replay::ReplayArgs;
 use super::serve::ServeOptions;
 use super::train::{self, TrainOptions};
@@ -36,6 +37,8 @@ pub struct Request {
 pub enum Action {
     /// Start the target.
     Serve(Box<ServeOptions>),
+    /// Measure; starts targets of its own.
+    Perf(Box<PerfArgs>),
     /// Replay traces; needs no target.
     Replay(Box<ReplayArgs>),
     /// Train a model.
@@ -150,6 +153,11 @@ pub fn command() -> Command {
             ReplayArgs::augment_args(Command::new("replay"))
                 .about("Replays a block trace under several policies; needs no target")
                 .after_help(super::replay::HELP),
+        )
+        .subcommand(
+            PerfArgs::augment_args(Command::new("perf"))
+                .about("Measures what a snapshot costs, with fio, beside SPDK's own snapshots")
+                .after_help(super::perf::HELP),
         )
         .subcommand(
             TrainOptions::augment_args(Command::new("train"))
@@ -303,6 +311,7 @@ fn request(command: &mut Command, matches: &ArgMatches) -> Result<Request, clap:
             options.socket.clone_from(&socket);
             Action::Serve(Box::new(options))
         }
+        ["perf"] => Action::Perf(Box::new(PerfArgs::from_arg_matches(leaf_matches)?)),
         ["replay"] => Action::Replay(Box::new(ReplayArgs::from_arg_matches(leaf_matches)?)),
         ["train"] => Action::Train(Box::new(TrainOptions::from_arg_matches(leaf_matches)?)),
         ["volume", "list"] => Action::ListVolumes(leaf_matches.get_one("name").cloned()),

@@ -5,8 +5,9 @@
 //!   failed call answers.
 //! - [`objects`] are the results.
 //! - [`doc`] writes docs/rpc.md, the help of a method, and `scripts/presnap_rpc.py`.
+//! - [`Client`] calls any method of a target over its socket. It alone does I/O.
 //!
-//! Nothing here touches SPDK or does I/O, and nothing depends on a thread.
+//! Nothing here but the handlers touches SPDK, and nothing depends on a thread.
 
 pub mod doc;
 #[cfg(feature = "spdk")]
@@ -15,12 +16,14 @@ pub mod objects;
 pub mod schema;
 pub mod table;
 
+mod client;
 mod convert;
 mod decode;
 mod error;
 mod examples;
 mod params;
 
+pub use client::{Client, ClientError};
 pub use decode::decode;
 pub use error::{Errno, METHOD_NOT_FOUND_CODE, RpcError};
 pub use params::*;

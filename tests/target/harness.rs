@@ -13,8 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use presnap::cli::{Client, ClientError};
-use presnap::rpc::RpcError;
+use presnap::rpc::{Client, ClientError, RpcError};
 use serde_json::{Value, json};
 
 /// Hugepages for all processes of one test: twice [`MEMORY_MIB`], and fio's.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::rpc::RpcError;
+use super::RpcError;
 
 /// Longest answer taken. A full page of chunks has about 10 MB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
