@@ -26,7 +26,7 @@ const RATE_BUCKET_MS: i64 = 250;
 /// A piece in which a trace asks for fewer commands says nothing about the rate.
 const RATE_COMMANDS_MIN: u64 = 50;
 /// Hugepage memory of SPDK's copying program.
-pub const COPY_MEMORY_MIB: u64 = 256;
+pub const COPY_MEMORY_MIB: u64 = 512;
 
 /// A snapshot under way.
 struct Pending {

@@ -282,7 +282,7 @@ impl Session<'_> {
         let mut collected = Collected::default();
         let list = contenders(scenario);
         let memory_mib = memory_mib(scenario);
-        let _hugepages = match Hugepages::reserve(memory_mib) {
+        let mut hugepages = match Hugepages::reserve(memory_mib) {
             Ok(hugepages) => hugepages,
             Err(error) => {
                 collected.failures.push(error.to_string());
@@ -299,7 +299,9 @@ impl Session<'_> {
                     continue;
                 }
                 progress.begin(scenario, round, rounds(self.options, scenario), label);
-                match self.once(scenario, contender, label, round, progress) {
+                let ready = hugepages.ready(memory_mib, self.interrupt);
+                let once = || self.once(scenario, contender, label, round, progress);
+                match ready.and_then(|()| once()) {
                     Ok(figures) => {
                         progress.done(label, &figures);
                         for (label, figures) in named(label, figures) {

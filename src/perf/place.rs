@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -195,14 +195,24 @@ impl Drop for Sockets {
 #[derive(Debug)]
 pub struct Hugepages(Child);
 
+/// Pages of programs that have ended are free within this time, or belong to somebody else.
+const FREED_MAX: Duration = Duration::from_secs(20);
+/// What the shell answers.
+const ANSWER: &[u8] = b"done\n";
+/// Free pages, as the kernel counts them.
+const FREE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+
 impl Hugepages {
     /// Reserves `mib`.
     ///
     /// # Errors
     /// With what to do, when there are none.
     pub fn reserve(mib: u64) -> Result<Self, PerfError> {
-        let script =
-            format!("{LIB_SH}\nhugepages_reserve {mib} && echo reserved && read -r _; exit 0");
+        // Each line that it is given is a wish to sweep.
+        let script = format!(
+            "{LIB_SH}\nhugepages_reserve {mib} && echo done && \
+             while read -r _; do hugepages_sweep; echo done; done; exit 0"
+        );
         let mut child = Command::new("bash")
             .args(["-c", &script, "presnap perf"])
             .stdin(Stdio::piped())
@@ -211,7 +221,8 @@ impl Hugepages {
             .process_group(0)
             .spawn()
             .map_err(|error| PerfError::failed(format!("bash: {error}; install it")))?;
-        let reserved = child.stdout.as_mut().is_some_and(|out| out.read_exact(&mut [0; 8]).is_ok());
+        let mut answer = [0; ANSWER.len()];
+        let reserved = child.stdout.as_mut().is_some_and(|out| out.read_exact(&mut answer).is_ok());
         if reserved {
             return Ok(Self(child));
         }
@@ -222,6 +233,29 @@ impl Hugepages {
         }
         let _ = child.wait();
         Err(PerfError::failed(format!("no hugepages: {}", why.trim())))
+    }
+}
+
+impl Hugepages {
+    /// Waits until `mib` of them are free: an SPDK program leaves its pages behind, as files, when it
+    /// ends. If they do not become free, whoever needs them says so.
+    ///
+    /// # Errors
+    /// When a signal comes.
+    pub fn ready(&mut self, mib: u64, interrupt: &Interrupt) -> Result<(), PerfError> {
+        if let (Some(to), Some(from)) = (&mut self.0.stdin, &mut self.0.stdout) {
+            // If the shell is gone, so are its pages, which is noticed below.
+            let asked = to.write_all(b"sweep\n").and_then(|()| to.flush());
+            let _ = asked.and_then(|()| from.read_exact(&mut [0; ANSWER.len()]));
+        }
+        let free = || {
+            let text = fs::read_to_string(FREE_PAGES).unwrap_or_default();
+            Ok((text.trim().parse().unwrap_or(0_u64) * 2 >= mib).then_some(()))
+        };
+        match interrupt.wait_for("hugepages are free", FREED_MAX, free) {
+            Err(PerfError::Interrupted) => Err(PerfError::Interrupted),
+            _ => Ok(()),
+        }
     }
 }
 
