@@ -16,6 +16,8 @@ mod tree;
 pub use perf::PerfArgs;
 pub use replay::ReplayArgs;
 pub use serve::{CoreList, LogLevel, ServeOptions};
+#[cfg(feature = "spdk")]
+pub use target::run as serve;
 pub use train::TrainOptions;
 pub use tree::DEFAULT_SOCKET;
 

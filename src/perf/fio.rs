@@ -319,3 +319,7 @@ impl Direction {
         Ok(sum)
     }
 }
+
+#[cfg(test)]
+#[path = "fio_tests.rs"]
+mod tests;

@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::PerfError;
 use super::bed::{Bed, Context, SNAPSHOT_MAX};
 use super::contender::Contender;
 use super::fio::FioReport;
@@ -18,6 +17,7 @@ use super::scenario::{Load, LoadRun};
 use super::stack::{self, VOLUME};
 use super::target::initiator_bdev;
 use super::trace::{self, Replay};
+use super::{PerfError, unix_ms};
 
 /// Length of the pieces of time in which latency and rate are shown.
 const BUCKET_MS: i64 = 100;
@@ -194,8 +194,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Asks for a snapshot in the contender's way. What has none is only looked at.
 fn request(bed: &mut Bed<'_>, contender: &Contender, name: &str) -> Result<Pending, PerfError> {
     let target = bed.target()?;
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    let asked_ms = since_epoch.map_or(0, |time| time.as_millis() as u64);
+    let asked_ms = unix_ms();
     let asked = Instant::now();
     let answer = match contender {
         Contender::Bare | Contender::Passthru => target.call_aside("spdk_get_version", Value::Null),

@@ -40,6 +40,7 @@ pub mod trace;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bed::Context;
 use contender::Contender;
@@ -141,6 +142,9 @@ pub fn run(
         .map_err(|error| PerfError::failed(format!("signals cannot be caught: {error}")))?;
     make_folder(&options.out)?;
     let sockets = Sockets::new()?;
+    // Once for all: what one scenario leaves behind would be missing at the next reservation.
+    let mut hugepages =
+        Hugepages::reserve(scenarios.iter().map(memory_mib).max().unwrap_or_default())?;
     let machine = Machine::of(&programs);
     let plan = scenarios.iter().map(|scenario| {
         let runs = contenders(scenario).len() as f64 * f64::from(rounds(options, scenario));
@@ -152,7 +156,7 @@ pub fn run(
     for scenario in &scenarios {
         let session =
             Session { options, programs: &programs, sockets: &sockets, interrupt: &interrupt };
-        let collected = session.scenario(scenario, &progress);
+        let collected = session.scenario(scenario, &mut hugepages, &progress);
         interrupted = collected.partial;
         results.push(collected.result(scenario, rounds(options, scenario)));
         // After each, so that a crash loses one scenario at most.
@@ -278,17 +282,15 @@ struct Session<'a> {
 
 impl Session<'_> {
     /// All rounds of a scenario. A contender that fails is not tried again; the others go on.
-    fn scenario(&self, scenario: &Scenario, progress: &Progress<'_>) -> Collected {
+    fn scenario(
+        &self,
+        scenario: &Scenario,
+        hugepages: &mut Hugepages,
+        progress: &Progress<'_>,
+    ) -> Collected {
         let mut collected = Collected::default();
         let list = contenders(scenario);
         let memory_mib = memory_mib(scenario);
-        let mut hugepages = match Hugepages::reserve(memory_mib) {
-            Ok(hugepages) => hugepages,
-            Err(error) => {
-                collected.failures.push(error.to_string());
-                return collected;
-            }
-        };
         let mut failed: Vec<&str> = Vec::new();
         for round in 1..=rounds(self.options, scenario) {
             // Nobody always comes after the same one.
@@ -394,6 +396,11 @@ fn memory_mib(scenario: &Scenario) -> u64 {
         Stack::of(scenario, contender).memory_mib + fio + copying
     };
     scenario.contenders.iter().map(need).max().unwrap_or(0)
+}
+
+/// Milliseconds since the Unix epoch, by which fio's logs go too.
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
 /// Writes a file of the report.

@@ -26,8 +26,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 const STOP_MAX: Duration = Duration::from_secs(30);
 /// A socket's path is shorter than this.
 const SOCKET_PATH_MAX: usize = 107;
-/// Bytes at the end of a log that an error shows.
-const TAIL_BYTES: usize = 1500;
+/// Lines at the end of a log that an error shows.
+const TAIL_LINES: usize = 4;
 
 /// Set by SIGINT, SIGTERM and SIGHUP.
 #[derive(Clone, Debug, Default)]
@@ -323,8 +323,10 @@ impl Running {
     /// An error about its end, with the end of its log.
     pub fn failure(&self, status: ExitStatus) -> PerfError {
         let log = fs::read(&self.log).unwrap_or_default();
-        let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(TAIL_BYTES)..]);
-        PerfError::failed(format!("{} ended with {status}: {}", self.name, tail.trim()))
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("; ");
+        PerfError::failed(format!("{} ended with {status}: {tail}", self.name))
     }
 
     /// Waits for its end, which must be a good one.

@@ -292,7 +292,8 @@ fn judge(goal: &Goal, rows: &[Row]) -> GoalResult {
         Some(other) => values(other).zip(own).and_then(|(other, own)| ratio(other, own)),
     };
     // A contender that ran twice shows what a ratio of equals looks like.
-    let noise = rows.iter().find_map(|row| {
+    let own_step = goal.contender.split_once('@').map_or("", |(_, step)| step);
+    let noise = rows.iter().filter(|row| row.step == own_step).find_map(|row| {
         let first = row.contender.strip_suffix(AGAIN)?;
         let again = row.figures.get(&goal.metric)?;
         match goal.against {

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use presnap::cli::{LogLevel, ServeOptions};
+use presnap::cli::{self, LogLevel, ServeOptions};
 use presnap::spdk::bdev::{Desc, IoChannel};
 use presnap::spdk::dma::DmaBuf;
 use presnap::spdk::error::{Errno, IoError};
@@ -66,7 +66,7 @@ fn process() {
         log_level: LogLevel::Notice,
         socket: PathBuf::from(socket),
     };
-    presnap::serve::run(&options).expect("served");
+    cli::serve(&options).expect("served");
 }
 
 /// Nanoseconds of the agent's own clock.

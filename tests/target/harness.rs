@@ -64,13 +64,21 @@ impl Bench {
     /// # Panics
     /// With what to run, if this machine or user cannot run such tests.
     pub fn new() -> Self {
+        Self::with_hugepages(HUGEPAGES_MIB)
+    }
+
+    /// The same with fewer hugepages, or more.
+    ///
+    /// # Panics
+    /// Likewise.
+    pub fn with_hugepages(mib: u32) -> Self {
         let lock = File::create(std::env::temp_dir().join("presnap-target-tests.lock"));
         let lock = lock.expect("a lock file in the temporary folder");
         lock.lock().expect("locked");
         let folder = tempfile::Builder::new().prefix("presnap-test-").tempdir().expect("a folder");
         Self(Rc::new(Place {
             processes_stopped_by: Instant::now(),
-            _hugepages: Hugepages::reserve(HUGEPAGES_MIB),
+            _hugepages: Hugepages::reserve(mib),
             folder,
             _lock: lock,
         }))
@@ -187,7 +195,7 @@ impl Drop for Place {
 }
 
 /// A command that ends with this thread, however that ends.
-fn limited(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub fn limited(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
@@ -608,7 +616,8 @@ fn try_call(socket: &Path, method: &str, params: Value) -> Result<Value, RpcErro
     }
 }
 
-fn signal(child: &Child, name: &str) {
+/// Sends a signal.
+pub fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
     assert!(status.expect("kill, from coreutils or procps").success(), "signalled");
 }

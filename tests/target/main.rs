@@ -35,6 +35,7 @@ mod history;
 mod initiator;
 mod layers;
 mod lifecycle;
+mod perf;
 mod prediction;
 mod removal;
 mod restart;

@@ -10,14 +10,14 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::place::Programs;
 use super::result::ScenarioResult;
-use super::{PerfError, write_file};
+use super::{PerfError, unix_ms, write_file};
+use crate::rpc::objects::rfc3339;
 
 /// The report's file.
 pub const REPORT: &str = "report.html";
@@ -61,7 +61,7 @@ impl Machine {
         let kib = kib.and_then(|text| text.trim().trim_end_matches(" kB").parse::<f64>().ok());
         let load = read("/proc/loadavg");
         Self {
-            at: utc(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
+            at: rfc3339(unix_ms()),
             processor: model.unwrap_or_default().trim_start_matches([' ', '\t', ':']).to_owned(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             memory_gib: kib.unwrap_or(0.0) / f64::from(1 << 20),
@@ -71,29 +71,6 @@ impl Machine {
             load_average: load.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0),
         }
     }
-}
-
-/// RFC 3339 of a time since the Unix epoch, in seconds.
-fn utc(since_epoch: Duration) -> String {
-    let seconds = since_epoch.as_secs();
-    let (mut year, mut days) = (1970, seconds / 86_400);
-    let leap =
-        |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
-    while days >= if leap(year) { 366 } else { 365 } {
-        days -= if leap(year) { 366 } else { 365 };
-        year += 1;
-    }
-    let february = if leap(year) { 29 } else { 28 };
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", days + 1)
 }
 
 /// Everything as one JSON object.
@@ -145,17 +122,4 @@ pub fn add_to_history(
         writeln!(file, "{line}").map_err(failed)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates_are_right() {
-        let at = |seconds| utc(Duration::from_secs(seconds));
-        assert_eq!(at(0), "1970-01-01T00:00:00Z");
-        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
-        assert_eq!(at(1_795_632_466), "2026-11-25T18:47:46Z");
-    }
 }
