@@ -241,10 +241,10 @@ stage_pure() {
 }
 
 stage_model() {
-	# cargo test, where there is no nextest, runs them all.
+	# The program of stage spdk, so that nothing is built twice. cargo test, where there is no nextest, runs all of it.
 	local only=()
 	if have_nextest; then only=(--filterset 'test(/^(predict|replay)::/)'); fi
-	run_tests "$(nproc)" --no-default-features --features lstm --lib "${only[@]}"
+	run_tests "$(nproc)" --lib "${only[@]}"
 }
 
 # In a small crate with the gate alone: the model checker's flag would have every dependency built again.
