@@ -436,6 +436,21 @@ impl Gate {
         }
     }
 
+    /// Bytes that a copy of the chunk would move now: 0 if it has a valid one; `None` if it needs
+    /// none: it is clean, or a snapshot is completing and nothing is staged.
+    pub fn lacking_bytes(&self, chunk: ChunkIndex) -> Option<u64> {
+        let view = self.view(chunk);
+        if !view.dirty || self.is_cut_active() {
+            return None;
+        }
+        let blocks = match (view.valid(), view.staged) {
+            (true, _) => 0,
+            (false, true) => view.map.count(),
+            (false, false) => self.geometry().full_map(chunk).count(),
+        };
+        Some(u64::from(blocks) * u64::from(self.geometry().block_bytes()))
+    }
+
     /// Checks what must hold of every chunk while nobody is inside the gate: copies only of dirty
     /// chunks, no word of the future, and every dirty chunk in the index that will be walked for
     /// it, unless it was taken already. For tests and the simulator: O(chunks).

@@ -7,6 +7,7 @@
 // Probabilities are approximate by nature.
 #![allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::manual_midpoint)]
 
+mod adviser;
 pub mod baseline;
 pub mod evaluate;
 mod forecast;
@@ -26,6 +27,7 @@ pub mod train;
 #[cfg(feature = "lstm")]
 pub mod tune;
 
+pub use adviser::{Advice, Adviser, ChunkAdvice, Terms};
 pub use forecast::{Forecast, Race, SnapshotTimes};
 #[cfg(feature = "lstm")]
 pub use lstm::Lstm;

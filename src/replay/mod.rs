@@ -26,7 +26,7 @@ pub use policies::PolicySpec;
 pub use report::{Left, Parked, Report, SnapshotReport, Staging};
 pub use run::{Policy, Progress, ReplayError, ReplayOptions, replay};
 pub use schedule::Schedule;
-pub use scorer::Scorer;
+pub use scorer::ScoredPolicy;
 
 use std::path::PathBuf;
 

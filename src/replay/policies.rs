@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use super::run::Policy;
 use super::schedule::Schedule;
-use super::scorer::Scorer;
+use super::scorer::ScoredPolicy;
 use super::trace::{Survey, Trace, TraceError, TraceKind};
 use crate::predict::Predictor;
 use crate::predict::baseline::{Deadline, Likely, Oracle, Rate};
@@ -104,7 +104,8 @@ impl PolicySpec {
             PolicySpec::Deadline => (Box::new(Deadline), 0.5),
             PolicySpec::Oracle => (Box::new(oracle(context)?), 0.5),
         };
-        Ok(Policy::Scored(Box::new(Scorer::new(predictor, threshold, context.schedule_known))))
+        let schedule_known = context.schedule_known;
+        Ok(Policy::Scored(ScoredPolicy { predictor, threshold, schedule_known }))
     }
 }
 

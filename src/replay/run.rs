@@ -17,7 +17,7 @@ use super::devices::{Device, DeviceSpeed};
 use super::foreground::ParkedCommand;
 use super::report::Report;
 use super::schedule::Schedule;
-use super::scorer::Scorer;
+use super::scorer::{ScoredPolicy, Scorer};
 use super::trace::{Survey, Trace, TraceError};
 use crate::engine::events::{CatalogStep, CopyJob, Event, JobId, Micros};
 use crate::engine::records::VolumeId;
@@ -48,7 +48,7 @@ pub enum Policy {
     /// Chunks that rested so long, in microseconds.
     Idle(u64),
     /// A predictor.
-    Scored(Box<Scorer>),
+    Scored(ScoredPolicy),
 }
 
 /// How to replay.
@@ -197,7 +197,7 @@ pub(super) struct World {
     pub store: Device,
     pub copies: HashMap<JobId, CopyJob>,
     pub parked: BTreeMap<ChunkIndex, Vec<ParkedCommand>>,
-    pub scorer: Option<Box<Scorer>>,
+    pub scorer: Option<Scorer>,
     /// Times of the snapshots to come, the next one last.
     pub snapshots_us: Vec<u64>,
     pub snapshot_count: u32,
@@ -239,9 +239,10 @@ impl World {
         let (kind, scorer) = match options.policy {
             Policy::Off => (PolicyKind::Off, None),
             Policy::Idle(rest_us) => (PolicyKind::Idle { rest_us }, None),
-            Policy::Scored(mut scorer) => {
+            Policy::Scored(policy) => {
                 let room_is_short = options.staging_chunks_max.is_some();
-                scorer.begin(&geometry, options.copy_bytes_per_s_max, room_is_short);
+                let scorer =
+                    Scorer::new(policy, &geometry, options.copy_bytes_per_s_max, room_is_short);
                 report.schedule_known = scorer.schedule_known();
                 (scorer.policy(), Some(scorer))
             }

@@ -11,13 +11,10 @@ use super::access::{self, AccessRings};
 use super::tuning::PredictorKind;
 use crate::engine::Score;
 use crate::gate::{ChunkIndex, Gate, LbaRange};
-use crate::monitor::{Access, AccessKind, Monitor, MonitorOptions, SPAN_CHUNKS_MAX};
+use crate::monitor::{Access, AccessKind, MonitorOptions, SPAN_CHUNKS_MAX};
 use crate::predict::baseline::{Deadline, Likely, Rate};
-use crate::predict::{Context, Prediction, Predictor, SnapshotTimes, WINDOWS};
+use crate::predict::{Adviser, Predictor, Terms, WINDOWS};
 use crate::spdk::clock;
-
-/// Chunks that are named as those written soonest.
-const SOONEST_MAX: usize = 1024;
 
 /// Chunks followed while there is time for all, and while there is not.
 const CHUNKS_MAX: usize = 65_536;
@@ -160,13 +157,10 @@ impl Pace {
 /// A volume that is followed.
 pub struct Follower {
     order: Order,
-    monitor: Monitor,
-    predictor: Box<dyn Predictor>,
+    adviser: Adviser,
     /// Why the predictor is another than was asked for.
     replaced: Option<String>,
-    times: SnapshotTimes,
     last_cut_us: u64,
-    prediction: Prediction,
     pace: Pace,
     next_tick_us: u64,
     spent_us: VecDeque<u64>,
@@ -225,26 +219,23 @@ fn now_us() -> u64 {
     clock::ticks_to_us(clock::now_ticks())
 }
 
-fn monitor_for(gate: &Gate, chunks_max: usize) -> Monitor {
+fn monitor_options(gate: &Gate, chunks_max: usize) -> MonitorOptions {
     let geometry = gate.geometry();
     let options = MonitorOptions::new(geometry.chunk_count(), geometry.chunk_bytes());
-    Monitor::new(MonitorOptions { active_chunks_max: chunks_max, ..options })
+    MonitorOptions { active_chunks_max: chunks_max, ..options }
 }
 
 impl Follower {
     /// Follows a volume from now on.
     pub fn new(order: Order) -> Self {
-        let monitor = monitor_for(&order.gate, Effort::Full.chunks_max());
+        let options = monitor_options(&order.gate, Effort::Full.chunks_max());
         let (predictor, replaced) = make(order.predictor);
         let now_us = now_us();
         let mut follower = Self {
-            next_tick_us: now_us + monitor.options().tick_us,
-            monitor,
-            predictor,
+            next_tick_us: now_us + options.tick_us,
+            adviser: Adviser::new(predictor, options),
             replaced: None,
-            times: SnapshotTimes::new(),
             last_cut_us: now_us,
-            prediction: Prediction::default(),
             pace: Pace::default(),
             spent_us: VecDeque::new(),
             ticks: 0,
@@ -286,7 +277,6 @@ impl Follower {
 
     /// Makes monitor and predictor anew: the predictor's state belongs to the monitor's rows.
     fn begin(&mut self, effort: Effort) {
-        self.monitor = monitor_for(&self.order.gate, effort.chunks_max());
         self.pushed_out = 0;
         self.unfollowed = true;
         let kind = match effort {
@@ -294,13 +284,14 @@ impl Follower {
             _ => self.order.predictor,
         };
         let (predictor, replaced) = make(kind);
-        self.predictor = predictor;
+        let options = monitor_options(&self.order.gate, effort.chunks_max());
+        self.adviser.restart(predictor, options);
         self.replace_by(replaced);
     }
 
     /// A snapshot was cut.
     pub fn cut(&mut self, at_us: u64) {
-        self.times.cut(at_us);
+        self.adviser.cut(at_us);
         self.last_cut_us = at_us;
     }
 
@@ -308,14 +299,14 @@ impl Follower {
     pub fn drain(&mut self) {
         let geometry = *self.order.gate.geometry();
         let lba_bytes = u64::from(geometry.lba_bytes());
-        let Self { monitor, written, untold, records, .. } = self;
+        let Self { adviser, written, untold, records, .. } = self;
         let lost = self.order.rings.drain(|record| {
             *records += 1;
             let kind = match record.kind {
                 access::AccessKind::Read => AccessKind::Read,
                 access::AccessKind::Modify => AccessKind::Modify,
             };
-            monitor.record(&Access::new(
+            adviser.record(&Access::new(
                 record.lba * lba_bytes,
                 u64::from(record.blocks) * lba_bytes,
                 kind,
@@ -356,27 +347,25 @@ impl Follower {
         if now_us < self.next_tick_us {
             return None;
         }
-        let tick_us = self.monitor.options().tick_us;
+        let tick_us = self.adviser.monitor().options().tick_us;
         let behind_us = now_us - self.next_tick_us;
         // What was missed is not made up for: the monitor reckons with real times.
         self.next_tick_us = if behind_us < tick_us { self.next_tick_us } else { now_us } + tick_us;
         let began = Instant::now();
         self.written.clear();
         self.untold.clear();
-        self.plan(now_us);
         let (scores, soonest, forecasts) = self.score(now_us, scores_staged);
         let spent_us = began.elapsed().as_micros() as u64;
         self.judge(spent_us, behind_us, tick_us, share);
         Some(Scored { scores, soonest, forecasts, health: self.health() })
     }
 
-    /// Says when the next snapshot will be, if users have told.
-    fn plan(&mut self, now_us: u64) {
-        let next_us = self.order.window_us.map(|window_us| {
+    /// When the next snapshot will be, if users have told.
+    fn planned_us(&self, now_us: u64) -> Option<u64> {
+        self.order.window_us.map(|window_us| {
             let windows = now_us.saturating_sub(self.last_cut_us) / window_us + 1;
             self.last_cut_us + windows * window_us
-        });
-        self.times.schedule(next_us);
+        })
     }
 
     fn score(
@@ -384,53 +373,25 @@ impl Follower {
         now_us: u64,
         scores_staged: bool,
     ) -> (Vec<(ChunkIndex, Score)>, Vec<ChunkIndex>, Vec<ChunkForecast>) {
-        let gate = &self.order.gate;
-        let chunk_bytes = u64::from(gate.geometry().chunk_bytes());
-        let block_bytes = u64::from(gate.geometry().block_bytes());
-        let tick = self.monitor.tick(now_us);
-        // While a snapshot completes nothing is staged; what is pending then is not to be looked at.
-        let idle = !gate.is_cut_active();
-        // Each chunk is looked at once: it changes meanwhile.
-        let states: Vec<(bool, bool, u64)> = (tick.rows.iter())
-            .map(|&chunk| {
-                let view = gate.view(ChunkIndex(chunk));
-                let (dirty, valid) = (idle && view.dirty, view.valid());
-                let work_bytes = match (dirty && !valid, view.staged) {
-                    (false, _) => 0,
-                    (true, true) => u64::from(view.map.count()) * block_bytes,
-                    (true, false) => chunk_bytes,
-                };
-                (dirty, valid, work_bytes)
-            })
-            .collect();
-        let context = Context {
-            forecast: self.times.forecast(now_us),
-            work_bytes: states.iter().map(|&(_, _, bytes)| bytes).sum(),
+        let terms = Terms {
+            planned_us: self.planned_us(now_us),
             copy_bytes_per_s_max: self.order.copy_bytes_per_s_max,
+            scores_staged,
         };
-        self.predictor.step(&tick, &context, &mut self.prediction);
-        let (mut scores, mut soonest) = (Vec::new(), Vec::new());
-        let mut forecasts = Vec::with_capacity(tick.len());
-        for (row, &(dirty, valid, _)) in states.iter().enumerate() {
-            let chunk = ChunkIndex(tick.rows[row]);
-            let score = Score::of(self.prediction.score[row]);
-            let p_modify = self.prediction.p_modify[row];
-            if dirty && (!valid || scores_staged) {
-                scores.push((chunk, score));
-            }
-            if dirty {
-                soonest.push((p_modify[0], chunk));
-            }
-            let last_write_us = now_us.saturating_sub(tick.age_us[row]);
-            forecasts.push(ChunkForecast { chunk, score, p_modify, last_write_us });
-        }
-        if soonest.len() > SOONEST_MAX {
-            soonest.select_nth_unstable_by(SOONEST_MAX, |a, b| b.0.total_cmp(&a.0));
-            soonest.truncate(SOONEST_MAX);
-        }
-        soonest.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let gate = &self.order.gate;
+        let lacking_bytes = |chunk| gate.lacking_bytes(ChunkIndex(chunk));
+        let advice = self.adviser.tick(now_us, &terms, lacking_bytes);
+        let scores = advice.scores.into_iter();
+        let scores = scores.map(|(chunk, score)| (ChunkIndex(chunk), Score::of(score)));
+        let forecasts = advice.chunks.into_iter().map(|advice| ChunkForecast {
+            chunk: ChunkIndex(advice.chunk),
+            score: Score::of(advice.score),
+            p_modify: advice.p_modify,
+            last_write_us: advice.last_modify_us,
+        });
+        let mut forecasts: Vec<_> = forecasts.collect();
         forecasts.sort_unstable_by_key(|forecast| forecast.chunk);
-        (scores, soonest.into_iter().map(|(_, chunk)| chunk).collect(), forecasts)
+        (scores.collect(), advice.soonest.into_iter().map(ChunkIndex).collect(), forecasts)
     }
 
     /// Does less when ticks are late, and more when they have long been in time.
@@ -442,7 +403,7 @@ impl Follower {
         self.spent_us.push_back(spent_us);
         let late = behind_us > tick_us / 2 || spent_us > tick_us / 2 / share.max(1) as u64;
         self.late_ticks += u64::from(late);
-        let pushed_out = self.monitor.counters().pushed_out;
+        let pushed_out = self.adviser.monitor().counters().pushed_out;
         self.unfollowed |= pushed_out > self.pushed_out;
         self.pushed_out = pushed_out;
         if self.pace.after(late) {
@@ -465,12 +426,12 @@ impl Follower {
             }
         };
         Health {
-            predictor: self.predictor.name(),
+            predictor: self.adviser.name(),
             ticks: self.ticks,
             late_ticks: self.late_ticks,
             tick_median_us: spent_us.get(spent_us.len() / 2).copied().unwrap_or(0),
             tick_max_us: spent_us.last().copied().unwrap_or(0),
-            active_chunks: self.monitor.active_chunks() as u64,
+            active_chunks: self.adviser.monitor().active_chunks() as u64,
             fallback: late.or_else(|| self.replaced.clone()),
         }
     }

@@ -1,0 +1,176 @@
+//! One volume's predictor at work: records in, advice out.
+//!
+//! The same on the running target and in a replay: both give it the volume's commands and cuts, let
+//! it look at the volume once per tick, and pass its advice on to the engine.
+
+use super::{Context, Prediction, Predictor, SnapshotTimes, WINDOWS};
+use crate::monitor::{Access, Monitor, MonitorOptions};
+
+/// Chunks that are named as those modified soonest.
+const SOONEST_MAX: usize = 1024;
+
+/// What is thought of one chunk.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ChunkAdvice {
+    /// The chunk.
+    pub chunk: u32,
+    /// As in [`Prediction::score`].
+    pub score: f32,
+    /// As in [`Prediction::p_modify`].
+    pub p_modify: [f32; WINDOWS],
+    /// Moment of its last modification.
+    pub last_modify_us: u64,
+}
+
+/// What one tick found out.
+#[derive(Clone, Debug, Default)]
+pub struct Advice {
+    /// Chunks that a copy could be made of, or could make room for another's, with their scores.
+    pub scores: Vec<(u32, f32)>,
+    /// Dirty chunks that are likely to be modified soonest, in that order.
+    pub soonest: Vec<u32>,
+    /// All chunks that are followed.
+    pub chunks: Vec<ChunkAdvice>,
+}
+
+/// Circumstances that may change from tick to tick.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms {
+    /// When the next snapshot will be, if that is known.
+    pub planned_us: Option<u64>,
+    /// Limit on background copying.
+    pub copy_bytes_per_s_max: Option<u64>,
+    /// Valid copies are scored, too, since they may have to give way.
+    pub scores_staged: bool,
+}
+
+/// A monitor, a predictor, and what is known of the snapshots.
+pub struct Adviser {
+    monitor: Monitor,
+    predictor: Box<dyn Predictor>,
+    times: SnapshotTimes,
+    prediction: Prediction,
+}
+
+impl Adviser {
+    /// Follows a volume from now on.
+    pub fn new(predictor: Box<dyn Predictor>, options: MonitorOptions) -> Self {
+        Self {
+            monitor: Monitor::new(options),
+            predictor,
+            times: SnapshotTimes::new(),
+            prediction: Prediction::default(),
+        }
+    }
+
+    /// Goes on with another predictor and with a monitor that has seen nothing, since a predictor's
+    /// state belongs to the monitor's rows. What is known of the snapshots stays.
+    pub fn restart(&mut self, predictor: Box<dyn Predictor>, options: MonitorOptions) {
+        (self.predictor, self.monitor) = (predictor, Monitor::new(options));
+    }
+
+    /// The monitor.
+    pub fn monitor(&self) -> &Monitor {
+        &self.monitor
+    }
+
+    /// Name of the predictor.
+    pub fn name(&self) -> &'static str {
+        self.predictor.name()
+    }
+
+    /// Notes a command.
+    pub fn record(&mut self, access: &Access) {
+        self.monitor.record(access);
+    }
+
+    /// A snapshot was cut.
+    pub fn cut(&mut self, at_us: u64) {
+        self.times.cut(at_us);
+    }
+
+    /// Closes the window that ends now. `lacking_bytes` says of a chunk what a copy would move: 0 if
+    /// it has a valid one, `None` if it needs none. Each chunk is looked at once: it may change
+    /// meanwhile.
+    pub fn tick(
+        &mut self,
+        now_us: u64,
+        terms: &Terms,
+        lacking_bytes: impl Fn(u32) -> Option<u64>,
+    ) -> Advice {
+        self.times.schedule(terms.planned_us);
+        let tick = self.monitor.tick(now_us);
+        let lacking: Vec<_> = tick.rows.iter().map(|&chunk| lacking_bytes(chunk)).collect();
+        let context = Context {
+            forecast: self.times.forecast(now_us),
+            work_bytes: lacking.iter().flatten().sum(),
+            copy_bytes_per_s_max: terms.copy_bytes_per_s_max,
+        };
+        self.predictor.step(&tick, &context, &mut self.prediction);
+        let mut advice = Advice { chunks: Vec::with_capacity(tick.len()), ..Advice::default() };
+        let mut soonest = Vec::new();
+        for (row, &chunk) in tick.rows.iter().enumerate() {
+            let (score, p_modify) = (self.prediction.score[row], self.prediction.p_modify[row]);
+            if let Some(bytes) = lacking[row] {
+                if bytes > 0 || terms.scores_staged {
+                    advice.scores.push((chunk, score));
+                }
+                soonest.push((p_modify[0], chunk));
+            }
+            let last_modify_us = now_us.saturating_sub(tick.age_us[row]);
+            advice.chunks.push(ChunkAdvice { chunk, score, p_modify, last_modify_us });
+        }
+        advice.soonest = first(soonest);
+        advice
+    }
+}
+
+/// The chunks with the greatest probabilities, in that order.
+fn first(mut soonest: Vec<(f32, u32)>) -> Vec<u32> {
+    if soonest.len() > SOONEST_MAX {
+        soonest.select_nth_unstable_by(SOONEST_MAX, |a, b| b.0.total_cmp(&a.0));
+        soonest.truncate(SOONEST_MAX);
+    }
+    soonest.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    soonest.into_iter().map(|(_, chunk)| chunk).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::AccessKind;
+    use crate::predict::baseline::Rate;
+
+    #[test]
+    fn advice_is_given_for_what_a_copy_could_be_made_of() {
+        let options = MonitorOptions::new(100, 1 << 16);
+        let mut adviser = Adviser::new(Box::new(Rate), options);
+        for chunk in [1_u64, 2, 3] {
+            // Chunk 3 is modified more often than chunk 1.
+            for count in 0..chunk {
+                let time_us = 100_000 * count + 1;
+                let access = Access::new(chunk << 16, 512, AccessKind::Modify, time_us, 1 << 16);
+                adviser.record(&access);
+            }
+            adviser.tick(chunk * 1_000_000, &Terms::default(), |_| Some(1));
+        }
+        // 1 lacks a block, 2 is clean, 3 has a valid copy.
+        let lacking = |chunk| [Some(4096), None, Some(0)][chunk as usize - 1];
+        let advice = adviser.tick(4_000_000, &Terms::default(), lacking);
+        let chunks = |advice: &Advice| advice.scores.iter().map(|s| s.0).collect::<Vec<_>>();
+        assert_eq!(chunks(&advice), [1]);
+        assert_eq!(advice.soonest, [3, 1], "modified last, and so most likely again");
+        assert_eq!(advice.chunks.len(), 3);
+        let terms = Terms { scores_staged: true, ..Terms::default() };
+        assert_eq!(chunks(&adviser.tick(5_000_000, &terms, lacking)), [1, 3]);
+    }
+
+    #[test]
+    fn the_soonest_are_few_and_in_order() {
+        let all: Vec<_> =
+            (0..3000_u32).map(|chunk| ((chunk % 1500) as f32 / 1500.0, chunk)).collect();
+        let soonest = first(all);
+        assert_eq!(soonest.len(), SOONEST_MAX);
+        assert_eq!(soonest[..4], [1499, 2999, 1498, 2998]);
+    }
+}
