@@ -190,7 +190,7 @@ async fn add_volume(gib: u64, idle: bool) -> Result<String, String> {
             policy: if idle { StagingPolicy::Idle } else { StagingPolicy::Off },
             // Long: what is measured is recording, not the staging of chunks that rested.
             idle_ms: 86_400_000,
-            threshold_percent: 50,
+            threshold: None,
             window_ms: 0,
             staging_limit_percent: 50,
             snapshot_target_ms: 0,

@@ -57,17 +57,17 @@ METHODS = [
         ('chunk_size_kib', 'int', False, False, None,
          'Bytes per chunk; must equal the store\'s slot size. (power of two, 64 to 4096, KiB; default: the store\'s slot size)'),
         ('policy', 'str', False, False, ['off', 'idle', 'deadline', 'rate', 'likely', 'lstm'],
-         'When staged copies are made ahead of a snapshot: off, never; idle, once a dirty chunk was not written for idle_ms; deadline, as late before the next snapshot as copying takes; the others, once a predictor gives a chunk a score of threshold_percent: rate and lstm score how likely a copy made now is to be of use, likely how likely the chunk is to be written. ("off" or "idle" or "deadline" or "rate" or "likely" or "lstm"; default: "idle")'),
+         'When staged copies are made ahead of a snapshot: off, never; idle, once a dirty chunk was not written for idle_ms; deadline, as late before the next snapshot as copying takes; the others, once a predictor gives a chunk a score of threshold: rate and lstm score how likely a copy made now is to be of use, likely how likely the chunk is to be written. ("off" or "idle" or "deadline" or "rate" or "likely" or "lstm"; default: "lstm")'),
         ('idle_ms', 'int', False, False, None,
          'How long a chunk must rest before policy idle stages it. (number, 1 to 86400000, ms; default: 1000)'),
-        ('threshold_percent', 'int', False, False, None,
-         'Score from which on policies deadline, rate, likely and lstm stage a chunk. (number, 1 to 100, %%; default: 50)'),
+        ('threshold', 'float', False, False, None,
+         'Score from which on policies deadline, rate, likely and lstm stage a chunk; 0: 0.5, which with rate and lstm is moved by itself, down when a snapshot takes longer than snapshot_target_ms, up when too much is copied in vain or the staging limit is reached. (number, 0 to 1; default: 0.0)'),
         ('window_ms', 'int', False, False, None,
          'Time from one snapshot to the next, where it is always the same; 0: a predictor learns from past snapshots when to expect the next. (number, 0 to 86400000, ms; default: 0)'),
         ('staging_limit_percent', 'int', False, False, None,
          'How much of the store staged copies of this volume may take. The next snapshot of the volume adopts them; snapshots of other volumes do not get that space. (number, 0 to 100, %% of the store\'s slots; default: 50)'),
         ('snapshot_target_ms', 'int', False, False, None,
-         'Aim for the time from a create request to a complete snapshot; 0: no aim. (number, 0 to 86400000, ms; default: 0)'),
+         'Aim for the time from a create request to a complete snapshot, for which the threshold of policies rate and lstm is lowered; 0: no aim. (number, 0 to 86400000, ms; default: 0)'),
         ('copy_mbytes_per_sec', 'int', False, False, None,
          'Limit for staging and for copying after the cut; 0: none. Copies that a foreground write waits for are not held back. (number, 0 to 1000000, MiB/s; default: 0)'),
     ]),
@@ -143,17 +143,17 @@ METHODS = [
         ('volume', 'str', True, True, None,
          'Name of the volume. (name)'),
         ('policy', 'str', False, False, ['off', 'idle', 'deadline', 'rate', 'likely', 'lstm'],
-         'When staged copies are made ahead of a snapshot: off, never; idle, once a dirty chunk was not written for idle_ms; deadline, as late before the next snapshot as copying takes; the others, once a predictor gives a chunk a score of threshold_percent: rate and lstm score how likely a copy made now is to be of use, likely how likely the chunk is to be written. ("off" or "idle" or "deadline" or "rate" or "likely" or "lstm"; default: unchanged)'),
+         'When staged copies are made ahead of a snapshot: off, never; idle, once a dirty chunk was not written for idle_ms; deadline, as late before the next snapshot as copying takes; the others, once a predictor gives a chunk a score of threshold: rate and lstm score how likely a copy made now is to be of use, likely how likely the chunk is to be written. ("off" or "idle" or "deadline" or "rate" or "likely" or "lstm"; default: unchanged)'),
         ('idle_ms', 'int', False, False, None,
          'How long a chunk must rest before policy idle stages it. (number, 1 to 86400000, ms; default: unchanged)'),
-        ('threshold_percent', 'int', False, False, None,
-         'Score from which on policies deadline, rate, likely and lstm stage a chunk. (number, 1 to 100, %%; default: unchanged)'),
+        ('threshold', 'float', False, False, None,
+         'Score from which on policies deadline, rate, likely and lstm stage a chunk; 0: 0.5, which with rate and lstm is moved by itself, down when a snapshot takes longer than snapshot_target_ms, up when too much is copied in vain or the staging limit is reached. (number, 0 to 1; default: unchanged)'),
         ('window_ms', 'int', False, False, None,
          'Time from one snapshot to the next, where it is always the same; 0: a predictor learns from past snapshots when to expect the next. (number, 0 to 86400000, ms; default: unchanged)'),
         ('staging_limit_percent', 'int', False, False, None,
          'How much of the store staged copies of this volume may take. The next snapshot of the volume adopts them; snapshots of other volumes do not get that space. (number, 0 to 100, %% of the store\'s slots; default: unchanged)'),
         ('snapshot_target_ms', 'int', False, False, None,
-         'Aim for the time from a create request to a complete snapshot; 0: no aim. (number, 0 to 86400000, ms; default: unchanged)'),
+         'Aim for the time from a create request to a complete snapshot, for which the threshold of policies rate and lstm is lowered; 0: no aim. (number, 0 to 86400000, ms; default: unchanged)'),
         ('copy_mbytes_per_sec', 'int', False, False, None,
          'Limit for staging and for copying after the cut; 0: none. Copies that a foreground write waits for are not held back. (number, 0 to 1000000, MiB/s; default: unchanged)'),
     ]),
@@ -164,7 +164,7 @@ def _list(text):
     return [entry for entry in text.split(',') if entry]
 
 
-_TYPES = {'int': int, 'str': str, 'list': _list}
+_TYPES = {'int': int, 'float': float, 'str': str, 'list': _list}
 
 
 def _add_parameter(parser, name, kind, positional, required, values, text):

@@ -131,6 +131,7 @@ impl Target {
                 Effect::WakeAll => self.waiting.drain().for_each(|(_, all)| wake(Some(all))),
                 Effect::Consistent(_) => self.view_under_way = self.view.clone(),
                 Effect::Ended(record) => self.ended = Some(record),
+                Effect::Threshold(_) => {}
                 Effect::Stopped(_) => unreachable!("nobody stops it"),
             }
         }

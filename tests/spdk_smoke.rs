@@ -100,7 +100,7 @@ mod smoke {
                         }
                     },
                     |io, _| {
-                        io.forward_via(|channel| &channel.base, None);
+                        io.forward_via(|channel| &channel.base, |_, _| {});
                     },
                 );
             }

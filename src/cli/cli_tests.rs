@@ -72,7 +72,8 @@ fn talk(stream: UnixStream, answer: &Answer, log: &Mutex<Vec<(String, Value)>>) 
 fn run(line: &str, terminal: bool) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let args = line.split_whitespace().map(OsString::from);
-    let mut console = Console { out: &mut out, err: &mut err, err_is_terminal: terminal };
+    let mut console =
+        Console { out: &mut out, err: &mut err, err_is_terminal: terminal, colours: false };
     let status = execute(args, &mut console);
     (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
@@ -366,4 +367,40 @@ fn replay_prints_a_row_per_policy_and_needs_no_target() {
     let (status, _, err) = run("presnap replay /no/such/trace", false);
     assert_eq!(status, 1);
     assert!(err.starts_with("error: /no/such/trace: "), "{err}");
+}
+
+/// Fails when a page is left out, or asked for twice.
+#[test]
+fn a_picture_is_made_of_all_pages_and_written_where_it_is_asked_for() {
+    let target = Target::new(Box::new(|_, params| {
+        let (start, count) = (params["start"].as_u64().unwrap(), params["count"].as_u64().unwrap());
+        let mut page = Reply::Chunks.example();
+        let chunk = page["chunks"][0].take();
+        let end = (start + count).min(10_000);
+        let chunks = (start..end).map(|id| {
+            let mut chunk = chunk.clone();
+            chunk["chunk_id"] = id.into();
+            chunk
+        });
+        page["chunks"] = chunks.collect();
+        page["total"] = 10_000.into();
+        page["next"] = if end < 10_000 { end.into() } else { Value::Null };
+        Ok(page)
+    }));
+    let (status, out, err) = target.run("presnap chunks vol0 --heatmap --start 100");
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert!(out.starts_with("vol0: 2.4 GiB from 25 MiB on; a cell is 2 MiB\n"), "{out}");
+    let asked: Vec<_> = target.calls().iter().map(|call| call.1["start"].clone()).collect();
+    assert_eq!(asked, [100, 4196, 8292]);
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vol0.svg");
+    let line = format!("presnap chunks vol0 --count 10 --heatmap-file {}", file.display());
+    assert_eq!(target.run(&line), (0, String::new(), String::new()));
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("<svg "));
+
+    let (status, _, err) = target.run("presnap chunks vol0 --heatmap-file vol0.png");
+    assert!(status == 2 && err.contains("ends in .svg"), "{err}");
+    let (status, _, err) = target.run("presnap chunks vol0 --heatmap --json");
+    assert!(status == 2 && err.contains("no JSON"), "{err}");
 }

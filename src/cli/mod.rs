@@ -3,6 +3,7 @@
 //!
 //! Runs on the process's main thread; `target` starts SPDK on it, for `presnap serve`.
 
+mod heatmap;
 mod perf;
 mod progress;
 mod render;
@@ -48,14 +49,20 @@ struct Console<'a> {
     err: &'a mut (dyn Write + Send),
     /// Whether `err` is a terminal, so that progress may be shown on it.
     err_is_terminal: bool,
+    /// Whether what goes to `out` may have colours.
+    colours: bool,
 }
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let mut err = std::io::stderr();
     let err_is_terminal = err.is_terminal();
-    let mut console =
-        Console { out: &mut std::io::stdout().lock(), err: &mut err, err_is_terminal };
+    let mut out = std::io::stdout().lock();
+    // See https://no-color.org.
+    let asked_for_none = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    let colours = out.is_terminal() && !asked_for_none;
+    let mut console = Console { out: &mut out, err: &mut err, err_is_terminal, colours };
     ExitCode::from(execute(std::env::args_os(), &mut console))
 }
 
@@ -135,6 +142,12 @@ fn perform(request: &Request, console: &mut Console<'_>) -> Result<String, Failu
         Action::Serve(options) => start(options).map(|()| String::new()).map_err(Failure::refused),
         Action::Train(options) => train(options, request.json, console),
         Action::Raw(method, params) => raw(request, method, params.as_ref()),
+        Action::Heatmap(_) if request.json => {
+            Err(Failure::usage("a picture is no JSON: leave out --json, or --heatmap"))
+        }
+        Action::Heatmap(args) => {
+            heatmap::run(args, &request.socket, request.timeout, console.colours)
+        }
         Action::ListVolumes(name) => list_volumes(request, name.as_deref()),
         Action::Call(method, params) => call(request, method, params, console),
     }

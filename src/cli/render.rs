@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::rpc::METHODS;
 use crate::rpc::objects::{
-    ChunkPage, Export, Latency, Policy, PredictorStats, Snapshot, SnapshotState, Stats, Store,
-    StoreState, Volume, VolumeState, VolumeStats,
+    ChunkPage, Export, Latency, PaceStats, Policy, PredictorStats, Snapshot, SnapshotState, Stats,
+    Store, StoreState, Volume, VolumeState, VolumeStats,
 };
 use crate::rpc::schema::{Method, Reply};
 
@@ -270,7 +270,8 @@ fn policy_words(policy: &Policy) -> String {
     match policy.policy {
         crate::rpc::PolicyName::Off => "off".into(),
         crate::rpc::PolicyName::Idle => format!("idle {}", duration_ms(policy.idle_ms)),
-        predicted => format!("{} {}%", predicted.as_str(), policy.threshold_percent),
+        predicted if policy.threshold == 0.0 => predicted.as_str().into(),
+        predicted => format!("{} {}", predicted.as_str(), policy.threshold),
     }
 }
 
@@ -296,7 +297,7 @@ fn volume_stats(stats: &VolumeStats) -> String {
     let copy = &stats.copy;
     let staging = &stats.staging;
     let rate = |count: u64| bytes_per_s(count, stats.interval_ms);
-    pairs(&[
+    let mut lines = vec![
         ("volume", clean(&stats.volume)),
         ("since", format!("{} ({})", clean(&stats.since), duration_ms(stats.interval_ms))),
         ("policy", policy_words(&stats.policy)),
@@ -338,6 +339,7 @@ fn volume_stats(stats: &VolumeStats) -> String {
                 copy.failed
             ),
         ),
+        ("pace", pace(&stats.pace)),
         (
             "staging",
             format!(
@@ -363,23 +365,71 @@ fn volume_stats(stats: &VolumeStats) -> String {
             ),
         ),
         ("records", format!("{} taken, {} lost", stats.records.recorded, stats.records.overflowed)),
-        ("predictor", stats.predictor.as_ref().map_or("-".into(), predictor_words)),
-    ])
+    ];
+    lines.extend(stats.predictor.iter().flat_map(predictor));
+    pairs(&lines)
 }
 
-fn predictor_words(predictor: &PredictorStats) -> String {
+fn pace(pace: &PaceStats) -> String {
+    let us = |us: Option<f64>| us.map_or("-".to_owned(), |us| format!("{us} us"));
+    let limit = pace.copy_mbytes_per_sec.map_or("none".to_owned(), |max| format!("{max} MiB/s"));
+    let (with, without) = (us(pace.disturbed_us), us(pace.undisturbed_us));
+    format!("commands take {with} beside copies, {without} without; limit for their sake {limit}")
+}
+
+fn predictor(predictor: &PredictorStats) -> Vec<(&'static str, String)> {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     let serving = predictor.serving.as_deref().unwrap_or("no tick yet");
     let fallback = predictor.fallback.as_deref().map_or(String::new(), |why| format!("; {why}"));
-    format!(
-        "{}; {} chunks; tick p50 {}, max {}; {} of {} late{}",
-        clean(serving),
-        predictor.active_chunks,
+    let model = predictor.model.as_ref().map(|model| {
+        let origin = if model.learned { "learned from this volume" } else { "as shipped" };
+        format!(
+            "{} (format {}), {origin}; {} steps learned: {} times better, {} times not, {} times back",
+            clean(&model.checksum),
+            model.version,
+            model.steps,
+            model.adopted,
+            model.dropped,
+            model.reverted
+        )
+    });
+    let changes = predictor.threshold_changes.last().map_or(String::new(), |change| {
+        let (age, reason) = (duration_ms(change.age_ms), clean(&change.reason));
+        format!("; from {} {age} ago: {reason}", change.from)
+    });
+    let ticks = format!(
+        "last {}, p50 {}, p90 {}, max {}; {} of {} late",
+        duration_us(predictor.tick_last_us),
         duration_us(predictor.tick_median_us),
+        duration_us(predictor.tick_p90_us),
         duration_us(predictor.tick_max_us),
         predictor.late_ticks,
-        predictor.ticks,
-        clean(&fallback)
-    )
+        predictor.ticks
+    );
+    let load = format!(
+        "{} chunks, {} messages waiting, at most {} records in a ring",
+        predictor.active_chunks, predictor.queue, predictor.ring_records_max
+    );
+    let mut lines = vec![
+        ("predictor", clean(serving) + &clean(&fallback)),
+        ("model", or_none(model)),
+        ("threshold", or_none(predictor.threshold.map(|score| score.to_string() + &changes))),
+        ("ticks", ticks),
+        ("follows", load),
+    ];
+    for window in predictor.calibration.iter().filter(|window| window.count > 0) {
+        let share = |share: f64| format!("{:.1}%", share * 100.0);
+        let text = format!(
+            "{} of {} samples within {}, predicted {}; mean distance {}",
+            share(window.came),
+            window.count,
+            duration_ms(window.within_s * 1000),
+            share(window.predicted),
+            share(window.error)
+        );
+        lines.push(("written", text));
+    }
+    lines
 }
 
 fn latency(latency: &Latency) -> String {

@@ -9,11 +9,12 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches as _, value_parser};
 use serde_json::{Map, Value};
 
+use super::heatmap::{self, HeatmapArgs};
 use super::perf::PerfArgs;
 use super::replay::ReplayArgs;
 use super::serve::ServeOptions;
 use super::train::{self, TrainOptions};
-use crate::rpc::schema::{Kind, Method, Param};
+use crate::rpc::schema::{Kind, Method, Param, Reply};
 use crate::rpc::{METHODS, method};
 
 /// Where SPDK's targets listen unless told otherwise.
@@ -45,6 +46,8 @@ pub enum Action {
     Train(Box<TrainOptions>),
     /// Call a method of the table; parameters as given.
     Call(&'static Method, Value),
+    /// Draw the chunks of a volume.
+    Heatmap(HeatmapArgs),
     /// List volumes, or the one with this name.
     ListVolumes(Option<String>),
     /// Call any method.
@@ -192,10 +195,12 @@ fn group(name: &'static str, about: &'static str) -> Command {
 
 fn leaf(method: &'static Method) -> Command {
     let name = method.command.path.last().expect("every method has a command");
+    let pictures = if draws(method) { heatmap::EXAMPLES } else { &[] };
     let after = method
         .command
         .examples
         .iter()
+        .chain(pictures)
         .fold("Examples:".to_owned(), |text, line| text + "\n  " + line)
         + "\n\nCalls "
         + method.name
@@ -217,7 +222,13 @@ fn leaf(method: &'static Method) -> Command {
         .iter()
         .filter(|param| !method.command.positional.contains(&param.name))
         .map(|param| argument(method, param).long(option_name(param.name)));
-    command.args(positional).args(options)
+    let command = command.args(positional).args(options);
+    if draws(method) { heatmap::augment(command) } else { command }
+}
+
+/// Whether what it answers can be shown as a picture.
+fn draws(method: &Method) -> bool {
+    method.reply == Reply::Chunks
 }
 
 /// Without the full stop, as clap's own texts are.
@@ -242,6 +253,7 @@ fn argument(method: &Method, param: &'static Param) -> Arg {
             let form = if power_of_two { "a power of two, " } else { "" };
             format!(" [{form}{min} to {max}, {unit}]")
         }
+        Kind::Share => " [0 to 1]".to_owned(),
         _ => String::new(),
     };
     let doc = param.doc.trim_end_matches('.').replace('`', "");
@@ -251,6 +263,7 @@ fn argument(method: &Method, param: &'static Param) -> Arg {
         Kind::Integer { min, max, .. } => {
             arg.value_name("N").value_parser(value_parser!(u64).range(min..=max))
         }
+        Kind::Share => arg.value_name("P").value_parser(share),
         Kind::Text(_) => arg.value_name(value_name(param)),
         Kind::Choice(choices) => {
             arg.value_name(value_name(param)).value_parser(PossibleValuesParser::new(choices))
@@ -263,6 +276,11 @@ fn argument(method: &Method, param: &'static Param) -> Arg {
     let stands_in = method.one_of.contains(&param.name) && by_position;
     let others = method.one_of.iter().copied().filter(|other| *other != param.name);
     if stands_in { arg.required_unless_present_any(others) } else { arg.required(param.required) }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "must be a number from 0 to 1, such as 0.5".to_owned())
 }
 
 fn value_name(param: &Param) -> &'static str {
@@ -321,7 +339,10 @@ fn request(command: &mut Command, matches: &ArgMatches) -> Result<Request, clap:
                 .iter()
                 .find(|method| method.command.path == path)
                 .expect("every other command is one of the table");
-            Action::Call(method, params(method, leaf_matches))
+            match draws(method).then(|| heatmap::asked(leaf_matches)).flatten() {
+                Some(args) => Action::Heatmap(args),
+                None => Action::Call(method, params(method, leaf_matches)),
+            }
         }
     };
     Ok(Request {
@@ -340,6 +361,7 @@ fn params(method: &Method, matches: &ArgMatches) -> Value {
         let value = match param.kind {
             Kind::Flag => matches.get_flag(name).then_some(Value::Bool(true)),
             Kind::Integer { .. } => matches.get_one::<u64>(name).copied().map(Value::from),
+            Kind::Share => matches.get_one::<f64>(name).copied().map(Value::from),
             Kind::Text(_) | Kind::Choice(_) => {
                 matches.get_one::<String>(name).cloned().map(Value::from)
             }

@@ -149,6 +149,7 @@ fn every_parameter_of_every_method_can_be_given() {
             let (word, value) = match param.kind {
                 Kind::Flag => ("", json!(true)),
                 Kind::Integer { .. } => ("64", json!(64)),
+                Kind::Share => ("0.25", json!(0.25)),
                 Kind::Text(_) => ("some-text", json!("some-text")),
                 Kind::Choice(choices) => (choices[1], json!(choices[1])),
                 Kind::List { .. } => ("a,b", json!(["a", "b"])),

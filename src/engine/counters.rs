@@ -15,6 +15,8 @@ pub struct Counters {
     pub dropped_copies: u64,
     /// Staged copies given up since others were worth more.
     pub evicted_copies: u64,
+    /// Staged copies given up since nothing in them was right any more.
+    pub cleaned_copies: u64,
     /// Copies that ended in an error.
     pub failed_copies: u64,
     /// Chunks not staged because the staging limit or the store was full.
@@ -48,6 +50,7 @@ impl Counters {
             adopted_copies: self.adopted_copies - earlier.adopted_copies,
             dropped_copies: self.dropped_copies - earlier.dropped_copies,
             evicted_copies: self.evicted_copies - earlier.evicted_copies,
+            cleaned_copies: self.cleaned_copies - earlier.cleaned_copies,
             failed_copies: self.failed_copies - earlier.failed_copies,
             staging_refused: self.staging_refused - earlier.staging_refused,
             staged_bytes: self.staged_bytes - earlier.staged_bytes,

@@ -1,5 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
+use super::controller::Change;
 use super::records::{BlockCrcs, CatalogReply, CatalogRequest, SlotIndex, SlotRef, SnapshotRecord};
 use super::scores::Score;
 use crate::gate::{BlockMap, ChunkIndex};
@@ -131,6 +132,8 @@ pub enum Effect {
     Consistent(SnapshotRecord),
     /// The snapshot is complete or failed.
     Ended(SnapshotRecord),
+    /// The threshold was moved: for the log.
+    Threshold(Change),
     /// All is saved (or could not be: the reason); the engine may be dropped.
     Stopped(Result<(), String>),
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
+use super::cleanup::CLEANUP_EVERY_US;
 use super::machine::COPY_IN_FLIGHT_MAX;
 use super::staging::STAGING_IN_FLIGHT_MAX;
 
@@ -36,6 +37,10 @@ pub struct Limits {
     pub candidates_per_tick: usize,
     /// Words of the dirty index that one tick looks through for chunks to stage.
     pub sweep_words_per_tick: usize,
+    /// Words of the dirty index that one tick looks through for staged copies to give up.
+    pub cleanup_words_per_tick: usize,
+    /// Time from one search for such copies to the next.
+    pub cleanup_every_us: u64,
     /// Words of the dirty index that one tick looks through for chunks to open.
     pub open_words_per_tick: usize,
     /// Chunks that one tick opens, at up to a hundred nanoseconds each.
@@ -53,6 +58,8 @@ impl Default for Limits {
             rows_per_transaction: 16 * 1024,
             candidates_per_tick: 64,
             sweep_words_per_tick: 1024,
+            cleanup_words_per_tick: 64,
+            cleanup_every_us: CLEANUP_EVERY_US,
             open_words_per_tick: 1024,
             open_chunks_per_tick: 64,
         }

@@ -11,12 +11,14 @@
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::cleanup::Cleanup;
+use super::controller::{Aims, Controller};
 use super::copying::Job;
 use super::counters::Counters;
 use super::crc::CrcCombiner;
 use super::events::{CatalogStep, Effect, Event, JobId, Micros};
 use super::limits::{FixedHashMap, Limits};
-use super::pacer::Pacer;
+use super::pacer::{Foreground, Pace, Pacer};
 use super::policy::{Policy, PolicyKind};
 use super::records::{
     BlockCrcs, CatalogReply, CatalogRequest, SlotIndex, SnapshotRecord, SnapshotState,
@@ -25,6 +27,7 @@ use super::records::{
 use super::snapshot::Snapshot;
 use super::staging::Sweep;
 use super::stop::StopPhase;
+use super::threshold::Spending;
 use crate::gate::{BlockMap, ChunkIndex, Gate, Geometry, OpenWalk, OperationNumber};
 
 /// Copies under way at once for a snapshot: enough to keep two NVMe devices busy with 256 KiB
@@ -54,6 +57,8 @@ pub struct Settings {
     pub staging_slots_max: u64,
     /// Limit on background copying; preserving for a parked command is exempt.
     pub copy_bytes_per_s_max: Option<u64>,
+    /// What the threshold of [`PolicyKind::Scored`] is moved for; `None`: it stays.
+    pub aims: Option<Aims>,
     /// A command may be parked for so long before the snapshot is given up for it.
     pub parked_us_max: u64,
 }
@@ -64,6 +69,7 @@ impl Default for Settings {
             policy: PolicyKind::Off,
             staging_slots_max: u64::MAX,
             copy_bytes_per_s_max: None,
+            aims: None,
             parked_us_max: 5_000_000,
         }
     }
@@ -138,6 +144,7 @@ pub struct Engine {
     pub(super) open_walk: OpenWalk,
     /// Where the search for dirty chunks that the policy never saw written goes on, and from when.
     pub(super) sweep: Option<Sweep>,
+    pub(super) cleanup: Cleanup,
     /// Which chunks changed since the newest complete snapshot is not known (unclean stop): full
     /// copies are compared with it.
     pub(super) compare: bool,
@@ -154,6 +161,8 @@ pub struct Engine {
     /// Free slots of the store that are kept for the snapshot under way.
     pub(super) reserved: u64,
     pub(super) counters: Counters,
+    pub(super) controller: Option<Controller>,
+    pub(super) spending: Spending,
     pub(super) effects: VecDeque<Effect>,
 }
 
@@ -186,6 +195,7 @@ impl Engine {
             closing: VecDeque::new(),
             open_walk,
             sweep: None,
+            cleanup: Cleanup::new(now),
             compare,
             exact,
             staging_off: None,
@@ -196,6 +206,8 @@ impl Engine {
             stranded: Vec::new(),
             reserved: 0,
             counters: Counters::default(),
+            controller: settings.aims.map(|aims| Controller::new(aims, now)),
+            spending: Spending::default(),
             effects: VecDeque::new(),
         };
         engine.schedule_sweep(now);
@@ -291,8 +303,10 @@ impl Engine {
 
     /// Changes policy and limits from now on.
     pub fn set_settings(&mut self, settings: Settings, now: Micros) {
-        if settings.policy != self.settings.policy || self.staging_off.is_some() {
-            self.policy = Policy::new(settings.policy);
+        self.aim(&settings, now);
+        let policy = self.policy_in_force(&settings);
+        if policy != self.policy.kind() || self.staging_off.is_some() {
+            self.policy = Policy::new(policy);
             self.closing.clear();
             self.staging_off = None;
             self.staging_error_run = 0;
@@ -307,6 +321,16 @@ impl Engine {
     /// A modifying command touched `chunk` (from the access records).
     pub fn observe_write(&mut self, chunk: ChunkIndex, now: Micros) {
         self.policy.observe(chunk, now);
+    }
+
+    /// What foreground commands took since the last time, which moves the limit on copying.
+    pub fn observe_foreground(&mut self, foreground: Foreground, now: Micros) {
+        self.pacer.look(now, foreground, !self.jobs.is_empty());
+    }
+
+    /// How copying and foreground commands get along.
+    pub fn pace(&self) -> Pace {
+        self.pacer.pace()
     }
 
     /// Access records were lost: look for dirty chunks without them.
@@ -340,6 +364,7 @@ impl Engine {
             Event::Scores(scores) => {
                 let staged = &self.staged;
                 self.policy.take_scores(scores, |chunk| staged.contains_key(&chunk));
+                self.spending_so_far(now);
             }
             Event::Soonest(chunks) => self.soonest = chunks,
             Event::Tick => self.open_chunks(),
@@ -362,6 +387,7 @@ impl Engine {
             } else if self.stop == StopPhase::Asked {
                 self.prepare_stop();
             } else if self.stop == StopPhase::No {
+                self.clean_up(now, slots);
                 self.stage(now, slots);
             }
         }

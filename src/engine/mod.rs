@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod cleanup;
+pub mod controller;
 mod copying;
 mod counters;
 pub mod crc;
@@ -21,6 +23,7 @@ mod staging;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod threshold;
 
 pub use chain::{Chain, ChainError, CreatePlan};
 pub use counters::Counters;
@@ -28,6 +31,7 @@ pub use limits::Limits;
 pub use machine::{
     COPY_IN_FLIGHT_MAX, Content, Engine, Purpose, Settings, SlotSpace, Staged, StagedChunk,
 };
+pub use pacer::{Foreground, Pace};
 pub use policy::{Policy, PolicyKind};
 pub use scores::Score;
 pub use space::{HeldSlots, Shortage};

@@ -87,6 +87,13 @@ impl Policy {
         self.kind
     }
 
+    /// Moves the threshold, from the next scores on.
+    pub(super) fn set_threshold(&mut self, threshold: Score) {
+        if matches!(self.kind, PolicyKind::Scored { .. }) {
+            self.kind = PolicyKind::Scored { threshold };
+        }
+    }
+
     /// A modifying command touched `chunk`.
     pub fn observe(&mut self, chunk: ChunkIndex, now: Micros) {
         let rest_us = match self.kind {

@@ -196,6 +196,7 @@ impl Engine {
         let walk = self.gate.dirty_walk(point.old_epoch);
         let candidates = std::mem::take(&mut self.staged);
         let total = u64::from(self.gate.geometry().chunk_count());
+        self.spending_cut();
         let snapshot = self.under_way();
         snapshot.phase = Phase::Copy;
         snapshot.old_epoch = point.old_epoch;
@@ -559,6 +560,7 @@ impl Engine {
                 let record = snapshot.record.clone();
                 self.snapshot = None;
                 self.counters.snapshots_complete += 1;
+                self.spending_paid_off(now, &record);
                 self.dirty_set_is_exact();
                 self.effects.push_back(Effect::Ended(record));
             }

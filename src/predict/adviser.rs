@@ -3,11 +3,14 @@
 //! The same on the running target and in a replay: both give it the volume's commands and cuts, let
 //! it look at the volume once per tick, and pass its advice on to the engine.
 
-use super::{Context, Prediction, Predictor, SnapshotTimes, WINDOWS};
-use crate::monitor::{Access, Monitor, MonitorOptions};
+use super::{Context, ModelState, Prediction, Predictor, SnapshotTimes, WINDOWS};
+use crate::monitor::{Access, HALF_LIVES_S, Monitor, MonitorOptions};
 
 /// Chunks that are named as those modified soonest.
 const SOONEST_MAX: usize = 1024;
+
+/// Of [`HALF_LIVES_S`], that of the heat that users are shown: about four minutes.
+const HEAT_SCALE: usize = 2;
 
 /// What is thought of one chunk.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +23,8 @@ pub struct ChunkAdvice {
     pub p_modify: [f32; WINDOWS],
     /// Moment of its last modification.
     pub last_modify_us: u64,
+    /// Share of the last minutes' ticks in which it was modified: decayed with [`HEAT_SCALE`].
+    pub heat: f32,
 }
 
 /// What one tick found out.
@@ -74,6 +79,11 @@ impl Adviser {
         &self.monitor
     }
 
+    /// The model of the predictor, if it has one.
+    pub fn model(&self) -> Option<ModelState> {
+        self.predictor.model()
+    }
+
     /// Name of the predictor.
     pub fn name(&self) -> &'static str {
         self.predictor.name()
@@ -99,6 +109,9 @@ impl Adviser {
         lacking_bytes: impl Fn(u32) -> Option<u64>,
     ) -> Advice {
         self.times.schedule(terms.planned_us);
+        // What a chunk comes to that is modified in every tick.
+        let tick_s = self.monitor.options().tick_us as f32 / 1e6;
+        let hottest = 1.0 / (1.0 - (-tick_s / HALF_LIVES_S[HEAT_SCALE]).exp2());
         let tick = self.monitor.tick(now_us);
         let lacking: Vec<_> = tick.rows.iter().map(|&chunk| lacking_bytes(chunk)).collect();
         let context = Context {
@@ -118,7 +131,8 @@ impl Adviser {
                 soonest.push((p_modify[0], chunk));
             }
             let last_modify_us = now_us.saturating_sub(tick.age_us[row]);
-            advice.chunks.push(ChunkAdvice { chunk, score, p_modify, last_modify_us });
+            let heat = (tick.decayed[row][HEAT_SCALE] / hottest).min(1.0);
+            advice.chunks.push(ChunkAdvice { chunk, score, p_modify, last_modify_us, heat });
         }
         advice.soonest = first(soonest);
         advice

@@ -9,6 +9,7 @@
 
 mod adviser;
 pub mod baseline;
+pub mod calibration;
 pub mod evaluate;
 mod forecast;
 pub mod future;
@@ -100,10 +101,32 @@ impl Prediction {
     }
 }
 
+/// Which model serves, and what became of learning on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelState {
+    /// Tells models apart ([`model::Model::checksum`]).
+    pub checksum: u32,
+    /// That of the model it all began with.
+    pub first_checksum: u32,
+    /// Steps learned.
+    pub steps: u64,
+    /// Candidates that came into use.
+    pub adopted: u64,
+    /// Candidates that were no better.
+    pub dropped: u64,
+    /// Times that the first model came back.
+    pub reverted: u64,
+}
+
 /// Something that tells the future of chunks.
 pub trait Predictor {
     /// Name, as that of the policy it serves.
     fn name(&self) -> &'static str;
+
+    /// The model it has, if it has one.
+    fn model(&self) -> Option<ModelState> {
+        None
+    }
 
     /// Takes the window just closed and predicts from its end on. Called once per tick, none left
     /// out; `prediction` is overwritten, one entry per row of `tick`.

@@ -206,6 +206,12 @@ impl Model {
         );
     }
 
+    /// Tells models apart: the checksum at the end of its file.
+    pub fn checksum(&self) -> u32 {
+        let bytes = self.to_bytes(fingerprint(&FEATURE_NAMES));
+        crc32c::crc32c(&bytes[..bytes.len() - 4])
+    }
+
     /// The model as the bytes of a file.
     pub fn to_bytes(&self, feature_set: u64) -> Vec<u8> {
         let count: usize = self.weights().iter().map(|part| part.len()).sum();

@@ -19,7 +19,7 @@ use super::lstm::Lstm;
 use super::model::Model;
 use super::net::{Batch, Net, Trainer, assess};
 use super::random::Random;
-use super::{Context, Prediction, Predictor};
+use super::{Context, ModelState, Prediction, Predictor};
 use crate::monitor::{FEATURES, Tick};
 
 /// Ticks of a sequence: how far a gradient reaches back, as in training.
@@ -149,12 +149,16 @@ pub struct Tuner {
     by_slot: Vec<u32>,
     ready: std::collections::VecDeque<Sequence>,
     last: Option<Verdict>,
+    state: ModelState,
 }
 
 impl Tuner {
     /// Begins with a model.
     pub fn new(model: &Model, options: TuneOptions) -> Self {
+        let checksum = model.checksum();
+        let state = ModelState { checksum, first_checksum: checksum, ..ModelState::default() };
         Self {
+            state,
             options,
             random: Random::new(options.seed),
             first: model.clone(),
@@ -285,11 +289,19 @@ impl Tuner {
         let budget = self.options.step_budget.as_nanos().max(1);
         self.wait_ticks = (began.elapsed().as_nanos() / budget) as u64 * self.options.every_ticks;
         self.steps += 1;
+        self.state.steps += 1;
         if self.steps < self.options.judge_steps {
             return None;
         }
         self.steps = 0;
-        self.last = Some(self.judge(lstm));
+        let verdict = self.judge(lstm);
+        match verdict {
+            Verdict::Adopted { .. } => self.state.adopted += 1,
+            Verdict::Dropped { .. } => self.state.dropped += 1,
+            Verdict::Reverted { .. } => self.state.reverted += 1,
+        }
+        self.state.checksum = lstm.model().checksum();
+        self.last = Some(verdict);
         self.last
     }
 
@@ -390,6 +402,10 @@ impl Tuned {
 impl Predictor for Tuned {
     fn name(&self) -> &'static str {
         "tuned"
+    }
+
+    fn model(&self) -> Option<ModelState> {
+        Some(self.tuner.state)
     }
 
     fn step(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {

@@ -26,8 +26,8 @@ impl World {
                     let done_us = self.store.flush(self.now_us);
                     self.at(done_us, Happening::FlushDone);
                 }
-                // Nobody reads snapshots here.
-                Effect::Row(..) => {}
+                // Nobody reads snapshots here, or a log.
+                Effect::Row(..) | Effect::Threshold(_) => {}
                 Effect::Wake(chunk) => self.wake_soon(Some(chunk)),
                 Effect::WakeAll => self.wake_soon(None),
                 Effect::Consistent(_) => self.consistent(),

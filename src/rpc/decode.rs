@@ -99,6 +99,11 @@ fn check_value(param: &Param, value: &Value) -> Result<Value, String> {
             }
             Ok(value.clone())
         }
+        Kind::Share => match value.as_f64() {
+            Some(share) if (0.0..=1.0).contains(&share) => Ok(value.clone()),
+            Some(_) => Err(format!("is {value}: must be a number from 0 to 1")),
+            None => wrong_type("a number from 0 to 1"),
+        },
         Kind::Text(text) => match value {
             Value::String(string) => check_text(text, string).map(Value::String),
             _ => wrong_type("a string"),

@@ -25,6 +25,7 @@ fn sample(param: &schema::Param) -> serde_json::Value {
     match param.kind {
         Kind::Flag => json!(true),
         Kind::Integer { max, .. } => json!(max),
+        Kind::Share => json!(0.25),
         Kind::Text(kind) => text(kind),
         Kind::Choice(choices) => json!(choices[0]),
         Kind::List { item, .. } => json!([text(item)]),
@@ -135,8 +136,8 @@ fn wrong_types_are_refused_for_every_parameter() {
 fn unknown_parameters_are_named_with_the_nearest_known() {
     let text = message("bdev_presnap_create", json!({"name": "v", "base_bdv": "b", "store": "s"}));
     assert!(text.contains(r#"unknown parameter "base_bdv"; did you mean "base_bdev"?"#), "{text}");
-    let text = message("bdev_presnap_delete", json!({"name": "v", "threshold": 1}));
-    assert!(text.contains(r#""threshold"; it takes name"#), "{text}");
+    let text = message("bdev_presnap_delete", json!({"name": "v", "colour": 1}));
+    assert!(text.contains(r#""colour"; it takes name"#), "{text}");
     let long = "x".repeat(100_000);
     let text = message("bdev_presnap_delete", json!({ long: 1 }));
     assert!(text.len() < 300, "{text}");

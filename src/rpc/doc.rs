@@ -218,6 +218,7 @@ pub(crate) fn kind_text(kind: Kind) -> String {
         Kind::Integer { unit, min, max, power_of_two: true } => {
             format!("power of two, {min} to {max}, {unit}")
         }
+        Kind::Share => "number, 0 to 1".into(),
         Kind::Text(text) => text_kind(text).into(),
         Kind::Choice(choices) => {
             choices.iter().map(|choice| format!("`\"{choice}\"`")).collect::<Vec<_>>().join(" or ")
@@ -310,6 +311,7 @@ pub fn python_plugin() -> String {
             let (kind, values) = match param.kind {
                 Kind::Flag => ("flag", None),
                 Kind::Integer { .. } => ("int", None),
+                Kind::Share => ("float", None),
                 Kind::Text(_) => ("str", None),
                 Kind::Choice(choices) => ("str", Some(choices)),
                 Kind::List { .. } => ("list", None),

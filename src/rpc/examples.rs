@@ -5,10 +5,11 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::objects::{
-    Address, BlockMapHex, ByteCounts, CatalogUse, Chunk, ChunkCounts, ChunkPage, CommandCounts,
-    Consistency, CopyStats, Export, Latency, PModify, ParkedStats, Policy, PredictorStats,
-    RecordStats, SlotCounts, Snapshot, SnapshotState, SnapshotStats, SnapshotTimes, StagingStats,
-    Stats, Store, StoreState, StoreVolume, Volume, VolumeChunks, VolumeState, VolumeStats, rfc3339,
+    Address, BlockMapHex, ByteCounts, CalibrationBin, CalibrationStats, CatalogUse, Chunk,
+    ChunkCounts, ChunkPage, CommandCounts, Consistency, CopyStats, Export, Latency, ModelStats,
+    PModify, PaceStats, ParkedStats, Policy, PredictorStats, RecordStats, SlotCounts, Snapshot,
+    SnapshotState, SnapshotStats, SnapshotTimes, StagingStats, Stats, Store, StoreState,
+    StoreVolume, ThresholdChange, Volume, VolumeChunks, VolumeState, VolumeStats, rfc3339,
 };
 use super::params::PolicyName;
 use super::schema::Reply;
@@ -19,7 +20,7 @@ impl Policy {
         Self {
             policy: PolicyName::Idle,
             idle_ms: 1000,
-            threshold_percent: 50,
+            threshold: 0.0,
             window_ms: 0,
             staging_limit_percent: 50,
             snapshot_target_ms: 0,
@@ -170,6 +171,11 @@ impl Stats {
                     preserved_bytes: 1_835_008,
                     failed: 0,
                 },
+                pace: PaceStats {
+                    undisturbed_us: Some(41.2),
+                    disturbed_us: Some(57.9),
+                    copy_mbytes_per_sec: Some(412.0),
+                },
                 staging: StagingStats {
                     staged: 19_584,
                     refreshed: 1_904,
@@ -183,14 +189,46 @@ impl Stats {
                 records: RecordStats { recorded: 14_241_507, overflowed: 0 },
                 policy: Policy { policy: PolicyName::Rate, ..Policy::example() },
                 predictor: Some(PredictorStats {
-                    serving: Some("rate".into()),
+                    serving: Some("lstm".into()),
                     fallback: None,
+                    effort: "full".into(),
+                    model: Some(ModelStats {
+                        checksum: "1c8f03a7".into(),
+                        version: 1,
+                        learned: true,
+                        steps: 560,
+                        adopted: 2,
+                        dropped: 12,
+                        reverted: 0,
+                    }),
+                    threshold: Some(0.4),
+                    threshold_changes: vec![ThresholdChange {
+                        age_ms: 1_260_000,
+                        from: 0.5,
+                        to: 0.4,
+                        reason: "a snapshot took 412 ms, and may take 250 ms".into(),
+                    }],
                     ticks: 3_600,
                     late_ticks: 0,
+                    tick_last_us: 1_190,
                     tick_median_us: 1_204,
+                    tick_p90_us: 1_377,
                     tick_max_us: 2_117,
                     last_tick_age_ms: Some(312),
                     active_chunks: 9_412,
+                    queue: 0,
+                    ring_records_max: 71,
+                    calibration: vec![CalibrationStats {
+                        within_s: 10,
+                        count: 28_720,
+                        predicted: 0.0421,
+                        came: 0.0398,
+                        error: 0.0043,
+                        bins: vec![
+                            CalibrationBin { predicted: 0.0113, came: 0.0092, count: 27_011 },
+                            CalibrationBin { predicted: 0.5289, came: 0.5101, count: 1_709 },
+                        ],
+                    }],
                 }),
             }],
         }
@@ -214,6 +252,7 @@ impl ChunkPage {
                     dirty: true,
                     block_map: BlockMapHex(0x8001),
                     last_write_age_ms: Some(212),
+                    heat: Some(0.2041),
                     score: Some(0.1184),
                     p_modify: Some(PModify {
                         within_10_s: 0.5312,
@@ -230,6 +269,7 @@ impl ChunkPage {
                     dirty: false,
                     block_map: BlockMapHex(0),
                     last_write_age_ms: None,
+                    heat: None,
                     score: None,
                     p_modify: None,
                 },

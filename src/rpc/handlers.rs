@@ -7,18 +7,20 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::objects::{
-    Address, BlockMapHex, ByteCounts, CatalogUse, Chunk, ChunkPage, CommandCounts, CopyStats,
-    Export, Latency, PModify, ParkedStats, Policy, PredictorStats, RecordStats, SlotCounts,
-    Snapshot, SnapshotStats, StagingStats, Stats, Store, StoreState, StoreVolume,
-    Volume as VolumeObject, VolumeChunks, VolumeState, VolumeStats, rfc3339,
+    Address, BlockMapHex, ByteCounts, CalibrationBin, CalibrationStats, CatalogUse, Chunk,
+    ChunkPage, CommandCounts, CopyStats, Export, Latency, ModelStats, PModify, PaceStats,
+    ParkedStats, Policy, PredictorStats, RecordStats, SlotCounts, Snapshot, SnapshotStats,
+    StagingStats, Stats, Store, StoreState, StoreVolume, ThresholdChange, Volume as VolumeObject,
+    VolumeChunks, VolumeState, VolumeStats, rfc3339,
 };
-use super::params::{self, PolicyName, Wait};
+use super::params::{self, PolicyName, Share, Wait};
 use super::{Errno, METHODS, Params, RpcError, decode, default_nqn};
+use crate::engine::controller::Change;
 use crate::engine::events::Micros;
 use crate::engine::records::{SnapshotRecord, SnapshotState};
-use crate::engine::{Content, Engine, HeldSlots};
+use crate::engine::{Content, Engine, HeldSlots, Pace, Score};
 use crate::gate::ChunkIndex;
-use crate::predict::WINDOWS;
+use crate::predict::{ModelState, WINDOWS, WINDOWS_US, calibration, model};
 use crate::spdk;
 use crate::spdk::nvmf;
 use crate::volume::access::CommandKind;
@@ -223,6 +225,15 @@ fn policy_name(policy: StagingPolicy) -> PolicyName {
     }
 }
 
+/// 0: none is set.
+fn threshold_of(share: Share) -> Option<Score> {
+    (share != Share::default()).then(|| Score::of(f64::from(share) as f32))
+}
+
+fn threshold_share(tuning: Tuning) -> Share {
+    tuning.threshold.map_or(Share::default(), |score| f64::from(score.probability()).into())
+}
+
 fn options(p: &params::VolumeCreate) -> VolumeOptions {
     VolumeOptions {
         name: p.name.clone(),
@@ -232,7 +243,7 @@ fn options(p: &params::VolumeCreate) -> VolumeOptions {
         tuning: Tuning {
             policy: policy_of(p.policy),
             idle_ms: p.idle_ms,
-            threshold_percent: p.threshold_percent,
+            threshold: threshold_of(p.threshold),
             window_ms: p.window_ms,
             staging_limit_percent: p.staging_limit_percent,
             snapshot_target_ms: p.snapshot_target_ms,
@@ -251,7 +262,7 @@ fn volume_create_call(options: &VolumeOptions) -> (&'static str, Value) {
         chunk_size_kib: options.chunk_size_kib,
         policy: policy_name(tuning.policy),
         idle_ms: tuning.idle_ms,
-        threshold_percent: tuning.threshold_percent,
+        threshold: threshold_share(tuning),
         window_ms: tuning.window_ms,
         staging_limit_percent: tuning.staging_limit_percent,
         snapshot_target_ms: tuning.snapshot_target_ms,
@@ -264,7 +275,7 @@ fn policy_object(tuning: Tuning) -> Policy {
     Policy {
         policy: policy_name(tuning.policy),
         idle_ms: tuning.idle_ms,
-        threshold_percent: tuning.threshold_percent,
+        threshold: threshold_share(tuning).into(),
         window_ms: tuning.window_ms,
         staging_limit_percent: tuning.staging_limit_percent,
         snapshot_target_ms: tuning.snapshot_target_ms,
@@ -309,7 +320,7 @@ fn set_policy(p: &params::SetPolicy) -> Result<Policy, RpcError> {
         tuning.policy = policy_of(policy);
     }
     tuning.idle_ms = p.idle_ms.unwrap_or(tuning.idle_ms);
-    tuning.threshold_percent = p.threshold_percent.unwrap_or(tuning.threshold_percent);
+    tuning.threshold = p.threshold.map_or(tuning.threshold, threshold_of);
     tuning.window_ms = p.window_ms.unwrap_or(tuning.window_ms);
     tuning.staging_limit_percent = p.staging_limit_percent.unwrap_or(tuning.staging_limit_percent);
     tuning.snapshot_target_ms = p.snapshot_target_ms.unwrap_or(tuning.snapshot_target_ms);
@@ -343,6 +354,7 @@ fn get_chunks(p: &params::GetChunks) -> Result<ChunkPage, RpcError> {
                 .last_write(chunk)
                 .or(forecast.map(|forecast| Micros(forecast.last_write_us)))
                 .map(|last| age_ms(at, last)),
+            heat: forecast.map(|forecast| rounded(forecast.heat)),
             score: forecast.map(|forecast| rounded(forecast.score.probability())),
             p_modify: forecast.map(|forecast| p_modify(forecast.p_modify)),
         }
@@ -398,16 +410,85 @@ fn predictor_stats(volume: &Volume, follower: &Follower) -> PredictorStats {
             us / 1_000_000
         )
     });
+    let threshold = volume.with_engine(Engine::threshold);
+    let at = volume::now();
+    let change = |change: &Change| ThresholdChange {
+        age_ms: age_ms(at, change.at),
+        from: rounded(change.from.probability()),
+        to: rounded(change.to.probability()),
+        reason: change.reason.to_string(),
+    };
     PredictorStats {
         serving: told_at.map(|_| health.predictor.to_owned()),
         fallback: stalled.or(health.fallback),
+        effort: health.effort.name().to_owned(),
+        model: health.model.map(model_stats),
+        threshold: threshold.as_ref().map(|&(score, _)| rounded(score.probability())),
+        threshold_changes: threshold.iter().flat_map(|(_, changes)| changes).map(change).collect(),
+        calibration: calibration_stats(&health.calibration),
+        queue: volume.predictor_queue(),
+        ring_records_max: health.ring_records_max,
         ticks: health.ticks,
         late_ticks: health.late_ticks,
+        tick_last_us: health.tick_last_us,
+        tick_p90_us: health.tick_p90_us,
         tick_median_us: health.tick_median_us,
         tick_max_us: health.tick_max_us,
         last_tick_age_ms: told_at.map(|told_at| age_ms(volume::now(), told_at)),
         active_chunks: health.active_chunks,
     }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "with one decimal")]
+fn pace_stats(pace: Pace) -> PaceStats {
+    let tenths = |number: f64| (number * 10.0).round() / 10.0;
+    PaceStats {
+        undisturbed_us: pace.undisturbed_us.map(tenths),
+        disturbed_us: pace.disturbed_us.map(tenths),
+        copy_mbytes_per_sec: pace
+            .bytes_per_s_max
+            .map(|max| tenths(max as f64 / f64::from(1 << 20))),
+    }
+}
+
+fn model_stats(state: ModelState) -> ModelStats {
+    ModelStats {
+        checksum: format!("{:08x}", state.checksum),
+        version: model::VERSION,
+        learned: state.checksum != state.first_checksum,
+        steps: state.steps,
+        adopted: state.adopted,
+        dropped: state.dropped,
+        reverted: state.reverted,
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "some ten thousand samples, with four decimals")]
+fn calibration_stats(table: &calibration::Table) -> Vec<CalibrationStats> {
+    let share = |part: f64, count: u64| (part / count.max(1) as f64 * 1e4).round() / 1e4;
+    let of_window = |(bins, window_us): (&calibration::Bins, u64)| {
+        let sum = bins.iter().fold(calibration::Bin::default(), |sum, bin| calibration::Bin {
+            count: sum.count + bin.count,
+            predicted: sum.predicted + bin.predicted,
+            came: sum.came + bin.came,
+        });
+        let filled = bins.iter().filter(|bin| bin.count > 0);
+        CalibrationStats {
+            within_s: window_us / 1_000_000,
+            count: sum.count,
+            predicted: share(sum.predicted, sum.count),
+            came: share(sum.came as f64, sum.count),
+            error: share(calibration::error_of(bins), 1),
+            bins: filled
+                .map(|bin| CalibrationBin {
+                    predicted: share(bin.predicted, bin.count),
+                    came: share(bin.came as f64, bin.count),
+                    count: bin.count,
+                })
+                .collect(),
+        }
+    };
+    table.iter().zip(WINDOWS_US).map(of_window).collect()
 }
 
 fn age_ms(now: Micros, then: Micros) -> u64 {
@@ -493,6 +574,7 @@ fn volume_stats(volume: &Volume) -> VolumeStats {
             preserved_bytes: engine.preserved_bytes,
             failed: engine.failed_copies,
         },
+        pace: pace_stats(volume.with_engine(Engine::pace)),
         staging: StagingStats {
             staged: engine.staged_copies,
             refreshed: engine.refreshed_copies,

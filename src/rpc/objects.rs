@@ -236,8 +236,9 @@ objects! {
         policy: PolicyName,
         /// Rest of a chunk before policy `idle` stages it.
         idle_ms: u64,
-        /// Score from which on a chunk is staged, where a predictor gives scores.
-        threshold_percent: u8,
+        /// Score from which on a chunk is staged, where a predictor gives scores; 0: moved by itself, see
+        /// `predictor` in the volume's statistics.
+        threshold: f64,
         /// Time between snapshots, as a predictor is told; 0: it learns that from past ones.
         window_ms: u64,
         /// Share of the store's slots that staged copies of this volume may take.
@@ -270,6 +271,8 @@ objects! {
         preserve: Latency,
         /// Bytes copied for snapshots.
         copy: CopyStats,
+        /// How copying gives way to foreground commands.
+        pace: PaceStats,
         /// What became of staged copies.
         staging: StagingStats,
         /// Snapshots.
@@ -288,18 +291,89 @@ objects! {
         serving: Option<String>,
         /// Why it is not the policy's, or for fewer chunks; null if all is well.
         fallback: Option<String>,
+        /// How much it does: `full`, `fewer_chunks` or `rate`.
+        effort: String,
+        /// Its model; null if it needs none.
+        model: Option<ModelStats>,
+        /// Score from which on chunks are staged now; null while they are staged by rest.
+        threshold: Option<f64>,
+        /// How the threshold was moved: the last 16 times, newest last.
+        threshold_changes: Vec<ThresholdChange>,
         /// Ticks since it follows the volume.
         ticks: u64,
         /// Of these, ticks that began or ended too late.
         late_ticks: u64,
+        /// Time that the last tick took.
+        tick_last_us: u64,
         /// Median time that a tick took, of the last 60.
         tick_median_us: u64,
+        /// 90th percentile of these times.
+        tick_p90_us: u64,
         /// Greatest of these times.
         tick_max_us: u64,
         /// Time since the last tick was heard of.
         last_tick_age_ms: Option<u64>,
         /// Chunks that it follows.
         active_chunks: u64,
+        /// Messages of the predictor that wait for the app thread.
+        queue: u64,
+        /// Most access records that one ring held at once during the last 60 ticks, of 4096. Those for
+        /// which there is no room are lost (`records.overflowed`).
+        ring_records_max: u64,
+        /// What it predicted in the last hour, and what came of it: samples, one entry per window.
+        calibration: Vec<CalibrationStats>,
+    }
+    /// The model of a predictor.
+    ModelStats {
+        /// Checksum of its file: tells models apart.
+        checksum: String,
+        /// Version of the file's format.
+        version: u32,
+        /// Whether it is another than the one that ships with presnap, learned from this volume.
+        learned: bool,
+        /// Steps learned since the predictor follows the volume.
+        steps: u64,
+        /// Times that what was learned was better, and came into use.
+        adopted: u64,
+        /// Times that it was not, and was dropped.
+        dropped: u64,
+        /// Times that the first model came back.
+        reverted: u64,
+    }
+    /// One change of the threshold.
+    ThresholdChange {
+        /// How long ago.
+        age_ms: u64,
+        /// Threshold before.
+        from: f64,
+        /// Threshold from then on.
+        to: f64,
+        /// Why.
+        reason: String,
+    }
+    /// Predictions that a chunk is modified within a time, compared with what came.
+    CalibrationStats {
+        /// The time.
+        within_s: u64,
+        /// Predictions compared.
+        count: u64,
+        /// Mean of what was predicted.
+        predicted: f64,
+        /// Share that came true.
+        came: f64,
+        /// Mean distance of the two, taken bin by bin.
+        error: f64,
+        /// By tenths of what was predicted; empty ones are left out.
+        bins: Vec<CalibrationBin>,
+    }
+    /// Predictions of about the same probability.
+    CalibrationBin {
+        /// Mean of what was predicted.
+        predicted: f64,
+        /// Share that came true.
+        came: f64,
+        /// Predictions.
+        count: u64,
     }
     /// Foreground commands by kind.
     CommandCounts {
@@ -370,6 +444,17 @@ objects! {
         /// Copies that ended with an error.
         failed: u64,
     }
+    /// How copying gives way to foreground commands. Reads and writes are timed, one in sixteen, but for those
+    /// that waited for a preserve.
+    PaceStats {
+        /// What they take while nothing is copied: a moving mean; null before it is known.
+        undisturbed_us: Option<f64>,
+        /// What they take while copies run.
+        disturbed_us: Option<f64>,
+        /// Limit on background copying for their sake; null: none. It is lowered while they take more
+        /// than twice as long as undisturbed and 100 us.
+        copy_mbytes_per_sec: Option<f64>,
+    }
     /// What became of staged copies, in chunks.
     StagingStats {
         /// First copies made.
@@ -435,6 +520,9 @@ objects! {
         block_map: BlockMapHex,
         /// Time since the last write seen; null if none was seen since the volume was opened.
         last_write_age_ms: Option<u64>,
+        /// Share of the last minutes' seconds in which the chunk was modified, what is four minutes old
+        /// counting half; null unless a predictor follows the chunk.
+        heat: Option<f64>,
         /// Probability that a copy made at the last tick is of use, if the chunk is dirty; null unless
         /// a predictor follows the chunk.
         score: Option<f64>,

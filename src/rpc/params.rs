@@ -51,6 +51,27 @@ impl PolicyName {
     }
 }
 
+/// A number from 0 to 1, in steps of 1/10,000: written and read, it stays what it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "f64", into = "f64")]
+pub struct Share(u16);
+
+/// Steps from 0 to 1.
+const SHARE_STEPS: f64 = 1e4;
+
+impl From<f64> for Share {
+    #[allow(clippy::cast_sign_loss)] // Clamped to 0 and above.
+    fn from(share: f64) -> Self {
+        Self((share.clamp(0.0, 1.0) * SHARE_STEPS).round() as u16)
+    }
+}
+
+impl From<Share> for f64 {
+    fn from(share: Share) -> Self {
+        f64::from(share.0) / SHARE_STEPS
+    }
+}
+
 macro_rules! params {
     ($($(#[$doc:meta])* $name:ident = $method:literal {
         $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
@@ -159,8 +180,8 @@ params! {
         policy: PolicyName,
         /// Rest of a chunk before policy `idle` stages it.
         idle_ms: u64,
-        /// Score from which on a chunk is staged.
-        threshold_percent: u8,
+        /// Score from which on a chunk is staged; 0: moved by itself.
+        threshold: Share,
         /// Time between snapshots; 0: not known.
         window_ms: u64,
         /// Share of the store's slots that staged copies of this volume may take.
@@ -254,8 +275,8 @@ params! {
         policy: Option<PolicyName>,
         /// Rest of a chunk before policy `idle` stages it.
         idle_ms: Option<u64>,
-        /// Score from which on a chunk is staged.
-        threshold_percent: Option<u8>,
+        /// Score from which on a chunk is staged; 0: moved by itself.
+        threshold: Option<Share>,
         /// Time between snapshots; 0: not known.
         window_ms: Option<u64>,
         /// Share of the store's slots that staged copies of this volume may take.

@@ -21,7 +21,7 @@ def _list(text):
     return [entry for entry in text.split(',') if entry]
 
 
-_TYPES = {'int': int, 'str': str, 'list': _list}
+_TYPES = {'int': int, 'float': float, 'str': str, 'list': _list}
 
 
 def _add_parameter(parser, name, kind, positional, required, values, text):

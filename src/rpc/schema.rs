@@ -48,6 +48,8 @@ pub enum Kind {
         /// Whether only powers of two are taken.
         power_of_two: bool,
     },
+    /// A number from 0 to 1, of which four decimals count.
+    Share,
     /// A string.
     Text(Text),
     /// One of these strings.
@@ -106,6 +108,11 @@ impl Param {
         doc: &'static str,
     ) -> Self {
         Self::new(name, Kind::Integer { unit, min, max, power_of_two: true }, doc)
+    }
+
+    /// A number from 0 to 1.
+    pub const fn share(name: &'static str, doc: &'static str) -> Self {
+        Self::new(name, Kind::Share, doc)
     }
 
     /// A string.

@@ -28,14 +28,16 @@ const POLICY: Param = Param::choice(
     &["off", "idle", "deadline", "rate", "likely", "lstm"],
     "When staged copies are made ahead of a snapshot: `off`, never; `idle`, once a dirty chunk was \
      not written for `idle_ms`; `deadline`, as late before the next snapshot as copying takes; the \
-     others, once a predictor gives a chunk a score of `threshold_percent`: `rate` and `lstm` score \
+     others, once a predictor gives a chunk a score of `threshold`: `rate` and `lstm` score \
      how likely a copy made now is to be of use, `likely` how likely the chunk is to be written.",
 );
-const THRESHOLD: Param = Param::integer(
-    "threshold_percent",
-    "%",
-    (1, 100),
-    "Score from which on policies `deadline`, `rate`, `likely` and `lstm` stage a chunk.",
+/// What a volume does unless it is told otherwise.
+const POLICY_DEFAULT: &str = "\"lstm\"";
+const THRESHOLD: Param = Param::share(
+    "threshold",
+    "Score from which on policies `deadline`, `rate`, `likely` and `lstm` stage a chunk; 0: 0.5, which \
+     with `rate` and `lstm` is moved by itself, down when a snapshot takes longer than \
+     `snapshot_target_ms`, up when too much is copied in vain or the staging limit is reached.",
 );
 const WINDOW: Param = Param::integer(
     "window_ms",
@@ -61,7 +63,8 @@ const SNAPSHOT_TARGET: Param = Param::integer(
     "snapshot_target_ms",
     "ms",
     (0, DAY_MS),
-    "Aim for the time from a create request to a complete snapshot; 0: no aim.",
+    "Aim for the time from a create request to a complete snapshot, for which the threshold of \
+     policies `rate` and `lstm` is lowered; 0: no aim.",
 );
 const COPY_LIMIT: Param = Param::integer(
     "copy_mbytes_per_sec",
@@ -287,9 +290,9 @@ pub const METHODS: &[Method] = &[
                 "Bytes per chunk; must equal the store's slot size.",
             )
             .or_else("the store's slot size"),
-            POLICY.or("\"idle\""),
+            POLICY.or(POLICY_DEFAULT),
             IDLE_MS.or("1000"),
-            THRESHOLD.or("50"),
+            THRESHOLD.or("0.0"),
             WINDOW.or("0"),
             STAGING_LIMIT.or("50"),
             SNAPSHOT_TARGET.or("0"),
@@ -653,7 +656,7 @@ pub const METHODS: &[Method] = &[
             examples: &[
                 "presnap policy vol0",
                 "presnap policy vol0 --policy idle --idle-ms 500",
-                "presnap policy vol0 --policy rate --threshold-percent 80",
+                "presnap policy vol0 --policy rate --threshold 0.8",
             ],
         },
         slow: false,

@@ -66,6 +66,10 @@ pub struct Commands {
     pub blocks: [u64; COMMAND_KINDS],
     /// Commands of any kind that ended with an error.
     pub failed: u64,
+    /// Commands that were timed, a part of all.
+    pub timed: u64,
+    /// What these took, in ticks.
+    pub timed_ticks: u64,
 }
 
 impl Commands {
@@ -77,6 +81,8 @@ impl Commands {
             *to = apply(*to, from);
         }
         self.failed = apply(self.failed, other.failed);
+        self.timed = apply(self.timed, other.timed);
+        self.timed_ticks = apply(self.timed_ticks, other.timed_ticks);
     }
 
     /// What came since `earlier`.
@@ -99,6 +105,8 @@ pub struct AccessRing {
     commands: [AtomicU64; COMMAND_KINDS],
     blocks: [AtomicU64; COMMAND_KINDS],
     failed: AtomicU64,
+    timed: AtomicU64,
+    timed_ticks: AtomicU64,
 }
 
 /// Adds to a counter that only this thread writes: no bus lock needed.
@@ -117,6 +125,8 @@ impl AccessRing {
             commands: Default::default(),
             blocks: Default::default(),
             failed: AtomicU64::new(0),
+            timed: AtomicU64::new(0),
+            timed_ticks: AtomicU64::new(0),
         }
     }
 
@@ -136,10 +146,11 @@ impl AccessRing {
         true
     }
 
-    /// Takes what is in the ring now. On the draining thread.
-    fn drain(&self, mut take: impl FnMut(AccessRecord)) {
+    /// Takes what is in the ring now and says how much that was. On the draining thread.
+    fn drain(&self, mut take: impl FnMut(AccessRecord)) -> u64 {
         let filled = self.filled.load(Ordering::Acquire);
-        for position in self.drained.load(Ordering::Relaxed)..filled {
+        let drained = self.drained.load(Ordering::Relaxed);
+        for position in drained..filled {
             let [lba, ticks, rest] = &self.records[position as usize % RING_RECORDS];
             let rest = rest.load(Ordering::Relaxed);
             take(AccessRecord {
@@ -150,6 +161,7 @@ impl AccessRing {
             });
         }
         self.drained.store(filled, Ordering::Release);
+        filled - drained
     }
 
     fn is_empty(&self) -> bool {
@@ -169,9 +181,20 @@ impl AccessRing {
         add(&self.failed, 1);
     }
 
+    /// Notes what a command took. On the channel's thread.
+    #[inline]
+    pub fn time(&self, ticks: u64) {
+        add(&self.timed, 1);
+        add(&self.timed_ticks, ticks);
+    }
+
     fn commands(&self) -> Commands {
-        let mut sum =
-            Commands { failed: self.failed.load(Ordering::Relaxed), ..Commands::default() };
+        let mut sum = Commands {
+            failed: self.failed.load(Ordering::Relaxed),
+            timed: self.timed.load(Ordering::Relaxed),
+            timed_ticks: self.timed_ticks.load(Ordering::Relaxed),
+            ..Commands::default()
+        };
         for (to, from) in sum.commands.iter_mut().zip(&self.commands) {
             *to = from.load(Ordering::Relaxed);
         }
@@ -180,6 +203,15 @@ impl AccessRing {
         }
         sum
     }
+}
+
+/// What draining the rings found, besides the records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Records lost since the last time.
+    pub lost: u64,
+    /// Most records in one ring, of [`RING_RECORDS`].
+    pub most: u64,
 }
 
 /// All rings of a volume.
@@ -218,22 +250,22 @@ impl AccessRings {
         }
     }
 
-    /// Takes what the rings hold and says how many records were lost since the last time. Rings
-    /// of closed channels go once they are empty. Takes nothing while another thread drains.
-    pub fn drain(&self, mut take: impl FnMut(AccessRecord)) -> u64 {
+    /// Takes what the rings hold. Rings of closed channels go once they are empty. Takes nothing
+    /// while another thread drains.
+    pub fn drain(&self, mut take: impl FnMut(AccessRecord)) -> Drained {
         let _draining = match self.draining.try_lock() {
             Ok(draining) => draining,
             Err(TryLockError::Poisoned(draining)) => draining.into_inner(),
-            Err(TryLockError::WouldBlock) => return 0,
+            Err(TryLockError::WouldBlock) => return Drained::default(),
         };
         // Not under the lock of the list: a reactor that opens a channel must not wait for this.
         let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut lost = 0;
+        let mut found = Drained::default();
         let mut ended = false;
         for ring in rings {
             // What is in it now, not what is added meanwhile: a drain ends.
-            ring.drain(&mut take);
-            lost += ring.lost.swap(0, Ordering::Relaxed);
+            found.most = found.most.max(ring.drain(&mut take));
+            found.lost += ring.lost.swap(0, Ordering::Relaxed);
             ended |= Arc::strong_count(&ring) <= 2;
         }
         if ended {
@@ -246,7 +278,7 @@ impl AccessRings {
                 open
             });
         }
-        lost
+        found
     }
 
     /// Commands of all channels, open and closed.

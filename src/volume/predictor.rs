@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
@@ -30,6 +30,9 @@ const UNTAKEN_MAX: u32 = 16;
 /// An app thread that did not hear of a volume for so long goes on without the predictor.
 pub const STALLED_US: u64 = 5_000_000;
 
+/// A thread that died is followed by another at least so long after it began.
+const RESTART_AFTER: Duration = Duration::from_secs(20);
+
 /// How long a shutdown waits for the thread.
 const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -38,6 +41,7 @@ enum Request {
     Leave(u64),
     Cut(u64, u64),
     Stop(executor::Sender<()>),
+    Die,
 }
 
 /// What the app thread and the predictor's share of one volume.
@@ -46,6 +50,13 @@ pub struct Link {
     /// Copies may have to give way, so they need scores.
     pub room_is_short: AtomicBool,
     untaken: AtomicU32,
+}
+
+impl Link {
+    /// Messages that the app thread has not taken yet.
+    pub fn untaken(&self) -> u32 {
+        self.untaken.load(Ordering::Relaxed)
+    }
 }
 
 /// What the app thread is told.
@@ -59,6 +70,9 @@ pub enum Told {
 struct Running {
     sender: Sender<Request>,
     thread: JoinHandle<()>,
+    /// Counts the threads that were started.
+    generation: u64,
+    began: Instant,
 }
 
 thread_local! {
@@ -66,25 +80,45 @@ thread_local! {
     static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
 }
 
-/// Follows a volume, or goes on with other settings. On the app thread.
+/// Follows a volume, or goes on with other settings. On the app thread. Returns the number of the
+/// thread, for [`is_lost`].
 ///
 /// # Errors
 /// The system starts no thread.
-pub fn follow(order: Order, link: Arc<Link>) -> std::io::Result<()> {
+pub fn follow(order: Order, link: Arc<Link>) -> std::io::Result<u64> {
     RUNNING.with_borrow_mut(|running| {
+        let mut generation = running.as_ref().map_or(0, |running| running.generation);
         if running.as_ref().is_none_or(|running| running.thread.is_finished()) {
             let cpus = PREDICTOR_CPUS.get().map(Vec::as_slice).filter(|cpus| !cpus.is_empty());
             let (sender, receiver) = unbounded();
             let thread = spawn_os_thread("presnap-predict", cpus, move || run(&receiver))?;
-            *running = Some(Running { sender, thread });
+            generation += 1;
+            *running = Some(Running { sender, thread, generation, began: Instant::now() });
         }
         if let Some(running) = running {
             // It fails when the thread has panicked meanwhile; then the volume hears nothing of it,
             // and stages by rest.
             let _ = running.sender.send(Request::Follow(order, link));
         }
-        Ok(())
+        Ok(generation)
     })
+}
+
+/// Whether a volume that thread `generation` followed is to be followed anew: the thread has died and
+/// another runs, or may be started. On the app thread.
+pub fn is_lost(generation: u64) -> bool {
+    RUNNING.with_borrow(|running| match running {
+        Some(running) if running.generation == generation => {
+            running.thread.is_finished() && running.began.elapsed() >= RESTART_AFTER
+        }
+        _ => true,
+    })
+}
+
+/// Lets the thread panic, for tests. On the app thread.
+#[doc(hidden)]
+pub fn let_it_die() {
+    send(Request::Die);
 }
 
 /// Follows a volume no longer. On the app thread.
@@ -107,7 +141,7 @@ fn send(request: Request) {
 
 /// Ends the thread, if it runs. On the app thread.
 pub async fn stop() {
-    let Some(Running { sender, thread }) = RUNNING.take() else { return };
+    let Some(Running { sender, thread, .. }) = RUNNING.take() else { return };
     let (ended, has_ended) = executor::oneshot();
     let _ = sender.send(Request::Stop(ended));
     if executor::timeout(STOP_TIME_MAX, has_ended).await.is_none() {
@@ -174,6 +208,7 @@ fn run(receiver: &Receiver<Request>) {
                 }
             }
             Ok(Request::Stop(ended)) => return ended.send(()),
+            Ok(Request::Die) => panic!("as a test asked for"),
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {}
         }

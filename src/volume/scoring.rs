@@ -13,14 +13,17 @@ use crate::engine::Score;
 use crate::gate::{ChunkIndex, Gate, LbaRange};
 use crate::monitor::{Access, AccessKind, MonitorOptions, SPAN_CHUNKS_MAX};
 use crate::predict::baseline::{Deadline, Likely, Rate};
-use crate::predict::{Adviser, Predictor, Terms, WINDOWS};
+use crate::predict::calibration::{Calibration, Table};
+#[cfg(feature = "lstm")]
+use crate::predict::tune::{TuneOptions, Tuned};
+use crate::predict::{Adviser, ModelState, Predictor, Terms, WINDOWS};
 use crate::spdk::clock;
 
 /// Chunks followed while there is time for all, and while there is not.
 const CHUNKS_MAX: usize = 65_536;
 const CHUNKS_MAX_LATE: usize = 16_384;
 
-/// Ticks that their median and maximum are taken of.
+/// Ticks whose times are shown.
 const TICKS_SHOWN: usize = 60;
 
 /// Ticks in which the predictor has to be late before it does less.
@@ -71,13 +74,27 @@ pub struct ChunkForecast {
     pub p_modify: [f32; WINDOWS],
     /// Moment of its last modification.
     pub last_write_us: u64,
+    /// As in [`crate::predict::ChunkAdvice::heat`].
+    pub heat: f32,
 }
 
 /// How the predictor of a volume is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Health {
-    /// Name of the predictor that serves.
+    /// Name of the policy whose predictor serves.
     pub predictor: &'static str,
+    /// How much is done.
+    pub effort: Effort,
+    /// Its model, if it has one.
+    pub model: Option<ModelState>,
+    /// What was said in the last hour, and what came of it.
+    pub calibration: Table,
+    /// Most records found in one ring, of the last ticks.
+    pub ring_records_max: u64,
+    /// Time of the last tick's work, in microseconds.
+    pub tick_last_us: u64,
+    /// 90th percentile of the times of ticks' work, in microseconds.
+    pub tick_p90_us: u64,
     /// Ticks since the volume is followed.
     pub ticks: u64,
     /// Ticks that began or ended too late.
@@ -105,6 +122,15 @@ pub enum Effort {
 }
 
 impl Effort {
+    /// Name as in the interface.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::FewerChunks => "fewer_chunks",
+            Self::Rate => "rate",
+        }
+    }
+
     fn less(self) -> Self {
         match self {
             Self::Full => Self::FewerChunks,
@@ -161,9 +187,13 @@ pub struct Follower {
     /// Why the predictor is another than was asked for.
     replaced: Option<String>,
     last_cut_us: u64,
+    calibration: Calibration,
     pace: Pace,
     next_tick_us: u64,
-    spent_us: VecDeque<u64>,
+    /// Of the last ticks: the time of their work, and the most records found in one ring.
+    spent_us: VecDeque<(u64, u64)>,
+    /// Most records found in one ring since the last tick.
+    ring_records_max: u64,
     ticks: u64,
     late_ticks: u64,
     /// Chunks written since the last scores, told or not.
@@ -202,10 +232,11 @@ fn make(kind: PredictorKind) -> (Box<dyn Predictor>, Option<String>) {
     }
 }
 
+/// The model that ships with presnap, which learns on from the volume.
 #[cfg(feature = "lstm")]
 fn lstm() -> (Box<dyn Predictor>, Option<String>) {
     match crate::predict::model::Model::shipped() {
-        Ok(model) => (Box::new(crate::predict::Lstm::new(model)), None),
+        Ok(model) => (Box::new(Tuned::new(model, TuneOptions::default())), None),
         Err(error) => (Box::new(Rate), Some(format!("no model: {error}"))),
     }
 }
@@ -236,6 +267,8 @@ impl Follower {
             adviser: Adviser::new(predictor, options),
             replaced: None,
             last_cut_us: now_us,
+            calibration: Calibration::default(),
+            ring_records_max: 0,
             pace: Pace::default(),
             spent_us: VecDeque::new(),
             ticks: 0,
@@ -286,6 +319,8 @@ impl Follower {
         let (predictor, replaced) = make(kind);
         let options = monitor_options(&self.order.gate, effort.chunks_max());
         self.adviser.restart(predictor, options);
+        // Another one is not to be judged by what was said before.
+        self.calibration.clear();
         self.replace_by(replaced);
     }
 
@@ -300,7 +335,7 @@ impl Follower {
         let geometry = *self.order.gate.geometry();
         let lba_bytes = u64::from(geometry.lba_bytes());
         let Self { adviser, written, untold, records, .. } = self;
-        let lost = self.order.rings.drain(|record| {
+        let drained = self.order.rings.drain(|record| {
             *records += 1;
             let kind = match record.kind {
                 access::AccessKind::Read => AccessKind::Read,
@@ -322,8 +357,9 @@ impl Follower {
                 }
             }
         });
-        self.lost += lost;
-        self.unfollowed |= lost > 0;
+        self.lost += drained.lost;
+        self.unfollowed |= drained.lost > 0;
+        self.ring_records_max = self.ring_records_max.max(drained.most);
     }
 
     /// What the app thread was not told yet, if anything.
@@ -388,9 +424,17 @@ impl Follower {
             score: Score::of(advice.score),
             p_modify: advice.p_modify,
             last_write_us: advice.last_modify_us,
+            heat: advice.heat,
         });
         let mut forecasts: Vec<_> = forecasts.collect();
         forecasts.sort_unstable_by_key(|forecast| forecast.chunk);
+        let of_row = |row: usize| (forecasts[row].chunk.0, forecasts[row].p_modify);
+        let last_write_us = |chunk| {
+            let at =
+                forecasts.binary_search_by_key(&ChunkIndex(chunk), |known| known.chunk).ok()?;
+            Some(forecasts[at].last_write_us)
+        };
+        self.calibration.tick(now_us, forecasts.len(), of_row, last_write_us);
         (scores.collect(), advice.soonest.into_iter().map(ChunkIndex).collect(), forecasts)
     }
 
@@ -400,7 +444,7 @@ impl Follower {
         if self.spent_us.len() == TICKS_SHOWN {
             self.spent_us.pop_front();
         }
-        self.spent_us.push_back(spent_us);
+        self.spent_us.push_back((spent_us, std::mem::take(&mut self.ring_records_max)));
         let late = behind_us > tick_us / 2 || spent_us > tick_us / 2 / share.max(1) as u64;
         self.late_ticks += u64::from(late);
         let pushed_out = self.adviser.monitor().counters().pushed_out;
@@ -414,8 +458,10 @@ impl Follower {
     }
 
     fn health(&self) -> Health {
-        let mut spent_us: Vec<u64> = self.spent_us.iter().copied().collect();
+        let mut spent_us: Vec<u64> = self.spent_us.iter().map(|&(us, _)| us).collect();
+        let tick_last_us = spent_us.last().copied().unwrap_or(0);
         spent_us.sort_unstable();
+        let part = |tenths: usize| spent_us.get(spent_us.len() * tenths / 10).copied().unwrap_or(0);
         let late = match self.pace.effort {
             Effort::Full => None,
             Effort::FewerChunks => {
@@ -425,11 +471,18 @@ impl Follower {
                 Some(format!("late: policy rate serves, for {CHUNKS_MAX_LATE} chunks at most"))
             }
         };
+        let as_asked = self.replaced.is_none() && self.pace.effort != Effort::Rate;
         Health {
-            predictor: self.adviser.name(),
+            predictor: if as_asked { self.order.predictor } else { PredictorKind::Rate }.name(),
+            effort: self.pace.effort,
+            model: self.adviser.model(),
+            calibration: self.calibration.table(),
+            ring_records_max: self.spent_us.iter().map(|&(_, most)| most).max().unwrap_or(0),
             ticks: self.ticks,
             late_ticks: self.late_ticks,
-            tick_median_us: spent_us.get(spent_us.len() / 2).copied().unwrap_or(0),
+            tick_last_us,
+            tick_median_us: part(5),
+            tick_p90_us: part(9),
             tick_max_us: spent_us.last().copied().unwrap_or(0),
             active_chunks: self.adviser.monitor().active_chunks() as u64,
             fallback: late.or_else(|| self.replaced.clone()),

@@ -1,6 +1,10 @@
 //! How a volume stages and copies, as users set it.
 
+use crate::engine::controller::Aims;
 use crate::engine::{PolicyKind, Score, Settings};
+
+/// Where the threshold begins unless it is set.
+const THRESHOLD_DEFAULT: f32 = 0.5;
 
 /// When staged copies are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +49,9 @@ pub struct Tuning {
     pub policy: StagingPolicy,
     /// Rest before an idle chunk is staged.
     pub idle_ms: u64,
-    /// Score from which on a chunk is staged, where a predictor gives scores.
-    pub threshold_percent: u8,
+    /// Score from which on a chunk is staged, where a predictor gives scores; `None`: it begins at
+    /// [`THRESHOLD_DEFAULT`] and, where that helps, is moved by what comes of it.
+    pub threshold: Option<Score>,
     /// Time between snapshots, as a predictor is told; 0: it learns that from past ones.
     pub window_ms: u64,
     /// Share of the store's slots for staged copies.
@@ -71,9 +76,20 @@ impl Tuning {
         (self.copy_mbytes_per_sec != 0).then_some(self.copy_mbytes_per_sec << 20)
     }
 
-    /// The threshold as a score.
-    pub fn threshold(self) -> Score {
-        Score::of(f32::from(self.threshold_percent) / 100.0)
+    /// The threshold that is set, or that it begins with.
+    fn threshold(self) -> Score {
+        self.threshold.unwrap_or_else(|| Score::of(THRESHOLD_DEFAULT))
+    }
+
+    /// What the threshold is moved for, unless it is fixed.
+    fn aims(self) -> Option<Aims> {
+        // The others' scores do not say what a copy is worth.
+        let is_worth = matches!(self.predictor()?, PredictorKind::Rate | PredictorKind::Lstm);
+        (is_worth && self.threshold.is_none()).then(|| Aims {
+            threshold: self.threshold(),
+            complete_us_max: (self.snapshot_target_ms != 0)
+                .then_some(self.snapshot_target_ms * 1000),
+        })
     }
 
     /// The engine's settings for a store of so many slots.
@@ -86,6 +102,7 @@ impl Tuning {
             },
             staging_slots_max: u64::from(slot_count) * u64::from(self.staging_limit_percent) / 100,
             copy_bytes_per_s_max: self.copy_bytes_per_s_max(),
+            aims: self.aims(),
             ..Settings::default()
         }
     }

@@ -1,6 +1,7 @@
 //! Staging and copying in the order that a predictor gives.
 
 use super::super::Score;
+use super::super::controller::{Aims, Reason};
 use super::*;
 
 /// A volume that stages what is scored 0.5 or more.
@@ -88,4 +89,87 @@ fn a_snapshot_begins_with_the_chunks_that_are_written_soonest() {
         effects = bench.copy_done(&job, written());
     }
     assert_eq!(left, [1, 2]);
+}
+
+/// A snapshot whose chunks are all copied after the cut, each in a tenth of a second.
+fn slow_snapshot(bench: &mut Bench, seq: u32) -> Vec<Effect> {
+    let mut effects = bench.cut(seq);
+    while let Some(job) = copies(&effects).first().copied() {
+        bench.now.0 += 100_000;
+        effects = bench.copy_done(&job, written());
+    }
+    assert!(flushes(&effects), "{effects:?}");
+    bench.apply(Event::FlushDone(Ok(())));
+    bench.catalog_done(CatalogStep::Complete)
+}
+
+/// Fails when the controller is not asked, or when what it says does not reach the policy.
+#[test]
+fn a_slow_snapshot_lowers_the_threshold_from_the_next_scores_on() {
+    let mut bench = scored(4, 8, u64::MAX);
+    let aims = Aims { threshold: Score::of(0.5), complete_us_max: Some(10_000) };
+    let settings = Settings { aims: Some(aims), ..bench.engine.settings() };
+    bench.engine.set_settings(settings, bench.now);
+    bench.engine.set_limits(Limits { copies_in_flight_max: 1, ..Limits::default() });
+    bench.now.0 += 120_000_000;
+    assert!(chunks(&bench.apply(scores(&[(0, 0.45), (1, 0.45), (2, 0.45), (3, 0.45)]))).is_empty());
+    let effects = slow_snapshot(&mut bench, 1);
+    let moved = effects.iter().find_map(|effect| match effect {
+        Effect::Threshold(change) => Some(*change),
+        _ => None,
+    });
+    let moved = moved.expect("the threshold is moved");
+    assert_eq!(moved.reason, Reason::Slow { took_us: 400_000, target_us: 10_000 });
+    let (threshold, changes) = bench.engine.threshold().expect("the policy has one");
+    assert_eq!((threshold, changes), (moved.to, vec![moved]));
+    // Settings that do not concern it leave it alone.
+    let settings = Settings { staging_slots_max: 4, ..bench.engine.settings() };
+    bench.engine.set_settings(settings, bench.now);
+    bench.write(range(2, 0, 1));
+    assert_eq!(chunks(&bench.apply(scores(&[(2, 0.45)]))), [2]);
+    // A fixed threshold is the end of it.
+    let settings = Settings { aims: None, ..bench.engine.settings() };
+    bench.engine.set_settings(settings, bench.now);
+    assert_eq!(bench.engine.threshold(), Some((Score::of(0.5), vec![])));
+}
+
+/// Fails when what is copied again and again between two cuts is not seen as copied in vain.
+#[test]
+fn copies_in_vain_raise_the_threshold_while_no_snapshot_comes() {
+    let mut bench = scored(64, 64, u64::MAX);
+    let aims = Aims { threshold: Score::of(0.5), complete_us_max: None };
+    let settings = Settings { aims: Some(aims), ..bench.engine.settings() };
+    bench.engine.set_settings(settings, bench.now);
+    for _ in 0..100 {
+        bench.write(range(0, 0, CHUNK_LBAS));
+        bench.now.0 += 1_000_000;
+        for job in copies(&bench.apply(scores(&[(0, 0.9)]))) {
+            bench.copy_done(&job, written());
+        }
+    }
+    let (threshold, changes) = bench.engine.threshold().expect("the policy has one");
+    assert!(threshold > Score::of(0.5), "{threshold:?}");
+    assert!(matches!(changes[0].reason, Reason::Waste { .. }), "{changes:?}");
+}
+
+/// Fails when worthless copies keep their slots, or when worth is seen in what is outdated as a whole.
+#[test]
+fn outdated_copies_give_their_slots_back_after_a_while() {
+    let mut bench = scored(4, 8, u64::MAX);
+    for job in copies(&bench.apply(scores(&[(0, 0.9), (1, 0.9), (2, 0.9)]))) {
+        bench.copy_done(&job, written());
+    }
+    bench.write(range(0, 0, CHUNK_LBAS));
+    bench.write(range(1, 0, CHUNK_LBAS - 1));
+    assert_eq!(bench.slots.free(), 5);
+    bench.tick_after(31_000_000);
+    let staged = |bench: &Bench, chunk| bench.engine.staged_chunk(ChunkIndex(chunk)).is_some();
+    assert_eq!([0, 1, 2].map(|chunk| staged(&bench, chunk)), [false, true, true]);
+    assert_eq!((bench.slots.free(), bench.engine.counters().cleaned_copies), (6, 1));
+    // With little room left a half is not enough.
+    let settings = Settings { staging_slots_max: 2, ..bench.engine.settings() };
+    bench.engine.set_settings(settings, bench.now);
+    bench.tick_after(31_000_000);
+    assert_eq!([1, 2].map(|chunk| staged(&bench, chunk)), [false, true]);
+    bench.gate.self_check().unwrap();
 }

@@ -82,6 +82,7 @@ impl World {
                     self.model_cut(&record);
                 }
                 Effect::Ended(record) => self.ended(&record),
+                Effect::Threshold(_) => {}
                 Effect::Stopped(result) => {
                     self.stopped(&result);
                     return;
@@ -183,11 +184,15 @@ impl World {
         let max = if node.engine.is_busy() { 1_000 } else { 8_000 };
         let refused = node.engine.counters().staging_refused > 0;
         let evicted = node.engine.counters().evicted_copies > 0;
+        let cleaned = node.engine.counters().cleaned_copies > 0;
         if node.engine.staging_off().is_some() && !node.store_gone {
             self.mark(Mark::StagingSwitchedOff);
         }
         if evicted {
             self.mark(Mark::GaveWay);
+        }
+        if cleaned {
+            self.mark(Mark::CleanedUp);
         }
         if refused {
             self.mark(Mark::StagingRefused);

@@ -64,6 +64,7 @@ marks! {
     StagingRefused "staging met its limit or a full store",
     StagingSwitchedOff "staging errors switched staging off",
     GaveWay "a staged copy gave way to one that is worth more",
+    CleanedUp "a staged copy in which nothing was right was given up",
     PolicyChanged "policy or limits were changed",
     CleanRestart "a clean stop and a restart",
     Reattached "a volume was detached from an open store and came back",

@@ -10,6 +10,7 @@ use super::marks::Mark;
 use super::swarm::Operation;
 use super::views::SnapshotViews;
 use super::world::{Happening, Node, World, trace, violated};
+use crate::engine::controller::Aims;
 use crate::engine::events::Event;
 use crate::engine::records::{
     CatalogRequest, ChunkCounts, SnapshotRecord, SnapshotSeq, SnapshotState, SnapshotTimes,
@@ -234,6 +235,12 @@ impl World {
             policy: self.swarm.policy,
             staging_slots_max: self.swarm.staging_slots_max,
             copy_bytes_per_s_max: self.swarm.copy_bytes_per_s_max,
+            aims: match self.swarm.policy {
+                PolicyKind::Scored { threshold } => {
+                    Some(Aims { threshold, complete_us_max: Some(1) })
+                }
+                PolicyKind::Off | PolicyKind::Idle { .. } => None,
+            },
             parked_us_max: self.swarm.parked_us_max,
         }
     }

@@ -109,6 +109,8 @@ impl Swarm {
                 rows_per_transaction: r.between(1, 8) as usize,
                 candidates_per_tick: r.between(1, 3) as usize,
                 sweep_words_per_tick: r.between(1, 2) as usize,
+                cleanup_words_per_tick: 1,
+                cleanup_every_us: 3_000,
                 open_words_per_tick: r.between(0, 2) as usize,
                 open_chunks_per_tick: r.between(1, 4) as usize,
             }

@@ -16,6 +16,8 @@ use crate::volume::tuning::StagingPolicy;
 /// What is known of a volume's predictor.
 pub struct Follower {
     link: Arc<Link>,
+    /// Number of the predictor's thread.
+    generation: u64,
     heard_at: Micros,
     stalled: bool,
     /// What it last found, and when that was told.
@@ -45,15 +47,23 @@ impl Volume {
             let mut follower = self.follower.borrow_mut();
             let follower = follower.get_or_insert_with(|| Follower {
                 link: Arc::default(),
+                generation: 0,
                 heard_at: now(),
                 stalled: false,
                 last: None,
             });
             Arc::clone(&follower.link)
         };
-        if let Err(error) = predictor::follow(order, link) {
+        match predictor::follow(order, link) {
+            Ok(generation) => {
+                if let Some(follower) = self.follower.borrow_mut().as_mut() {
+                    follower.generation = generation;
+                }
+            }
             // It counts as stalled soon.
-            tracing::error!(volume = self.name(), %error, "the predictor's thread cannot be started");
+            Err(error) => {
+                tracing::error!(volume = self.name(), %error, "the predictor's thread cannot be started");
+            }
         }
     }
 
@@ -71,6 +81,12 @@ impl Volume {
         Some(scored.forecasts[at])
     }
 
+    /// Messages of the predictor that were not taken yet.
+    pub fn predictor_queue(&self) -> u64 {
+        let follower = self.follower.borrow();
+        follower.as_ref().map_or(0, |follower| follower.link.untaken().into())
+    }
+
     /// Looks at what the predictor found.
     pub fn with_follower<T>(&self, look: impl FnOnce(Option<&Follower>) -> T) -> T {
         look(self.follower.borrow().as_ref())
@@ -78,7 +94,7 @@ impl Volume {
 
     /// Takes the access records, unless there is a predictor that does.
     pub(super) fn watch_predictor(&self) {
-        let stalled = {
+        let (stalled, lost) = {
             let mut follower = self.follower.borrow_mut();
             let Some(follower) = follower.as_mut() else {
                 drop(follower);
@@ -89,7 +105,7 @@ impl Volume {
             if !follower.stalled {
                 return;
             }
-            stalls
+            (stalls, predictor::is_lost(follower.generation))
         };
         if stalled {
             tracing::warn!(
@@ -97,6 +113,10 @@ impl Volume {
                 "the predictor does not answer; chunks are staged by rest"
             );
             self.apply_settings();
+        }
+        if lost {
+            tracing::warn!(volume = self.name(), "the predictor's thread has died; another begins");
+            self.follow();
         }
         self.drain_records();
     }
@@ -148,7 +168,7 @@ impl Volume {
         let mut engine = self.engine.borrow_mut();
         let at = now();
         let mut recorded = 0;
-        let lost = self.device.rings.drain(|record| {
+        let drained = self.device.rings.drain(|record| {
             recorded += 1;
             if record.kind == AccessKind::Modify {
                 let range = LbaRange::new(record.lba, u64::from(record.blocks));
@@ -157,11 +177,11 @@ impl Volume {
                 }
             }
         });
-        if lost > 0 {
+        if drained.lost > 0 {
             engine.records_lost(at);
         }
         let mut counters = self.counters.borrow_mut();
         counters.records += recorded;
-        counters.records_lost += lost;
+        counters.records_lost += drained.lost;
     }
 }

@@ -18,7 +18,7 @@ use super::volume_bdev::{self, VolumeDevice};
 use super::world::world;
 use crate::engine::events::{CatalogStep, CopyJob, Effect, Event, Micros};
 use crate::engine::records::{CatalogReply, CatalogRequest, VolumeId};
-use crate::engine::{Counters, Engine, PolicyKind};
+use crate::engine::{Counters, Engine, Foreground, PolicyKind};
 use crate::gate::{ChunkIndex, ChunkState, Epoch, LbaRange};
 use crate::spdk::bdev::IoChannel;
 use crate::spdk::bdev_module::{ParkedIo, Registration};
@@ -37,6 +37,10 @@ use snapshot::Watcher;
 
 /// How often access records are drained and the engine is told the time while it is not busy.
 const TICK: Duration = Duration::from_millis(1);
+
+/// How often it is looked at what foreground commands take: some hundred of them, and not much longer
+/// than a burst of copies.
+const LOOK_EVERY_US: u64 = 10_000;
 
 /// Pending chunks of one parked command that the engine is told of at once.
 const PARKED_CHUNKS_MAX: usize = 64;
@@ -92,6 +96,8 @@ pub struct Volume {
     dirty_at_begin: Cell<u64>,
     /// Ticks when the present call into the engine began.
     called_at: Cell<u64>,
+    /// When foreground commands were last looked at, and what had been timed until then.
+    looked_at: Cell<(Micros, u64, u64)>,
     /// The predictor, while the policy has one.
     follower: RefCell<Option<Follower>>,
 }
@@ -134,6 +140,7 @@ impl Volume {
             old_epoch: Cell::new(Epoch(0)),
             dirty_at_begin: Cell::new(0),
             called_at: Cell::new(0),
+            looked_at: Cell::new((now(), 0, 0)),
             follower: RefCell::new(None),
         })
     }
@@ -145,10 +152,27 @@ impl Volume {
         *self.ticker.borrow_mut() = Some(Poller::register(TICK, move || {
             let Some(volume) = weak.upgrade() else { return PollResult::Idle };
             volume.watch_predictor();
+            volume.watch_foreground();
             volume.drive(Event::Tick);
             PollResult::Idle
         }));
         self.follow();
+    }
+
+    /// Tells the engine now and then what foreground commands took.
+    fn watch_foreground(&self) {
+        let (looked_at, timed, timed_ticks) = self.looked_at.get();
+        let at = now();
+        if at.since(looked_at) < LOOK_EVERY_US {
+            return;
+        }
+        let sum = self.device.rings.commands();
+        self.looked_at.set((at, sum.timed, sum.timed_ticks));
+        let foreground = Foreground {
+            commands: sum.timed.saturating_sub(timed),
+            took_us: clock::ticks_to_us(sum.timed_ticks.saturating_sub(timed_ticks)),
+        };
+        self.engine.borrow_mut().observe_foreground(foreground, at);
     }
 
     /// Its name.
@@ -250,6 +274,11 @@ impl Volume {
             }
             Effect::Consistent(record) => self.consistent(record),
             Effect::Ended(record) => self.ended(&record),
+            Effect::Threshold(change) => {
+                let (from, to) = (change.from.probability(), change.to.probability());
+                let reason = change.reason;
+                tracing::info!(volume = self.name(), from, to, %reason, "the threshold is moved");
+            }
             Effect::Stopped(result) => self.engine_stopped(result),
         }
     }
