@@ -51,6 +51,10 @@ fn process() {
     rpc::register("test_io", |params| async { io(rpc::params(params)?).await });
     rpc::register("test_load_start", |params| async { load_start(rpc::params(params)?).await });
     rpc::register("test_load_stop", |params| async { load_stop(rpc::params(params)?).await });
+    rpc::register("test_predictor_dies", |_| async {
+        presnap::volume::predictor::let_it_die();
+        Ok(json!(true))
+    });
     crate::zcopy::register();
     let options = ServeOptions {
         config: None,

@@ -67,11 +67,11 @@ fn volumes_work_on_top_of_other_layers() {
             "p99_read_latency": 200, "avg_write_latency": 100, "p99_write_latency": 200}),
     );
     // Not served itself: the NVMe-oF target would claim it.
-    target.volume("below", "m5", "st", &json!({"idle_ms": 10}));
+    target.volume("below", "m5", "st", &json!({"policy": "idle", "idle_ms": 10}));
     for (volume, base) in
         [("vs", "m0p1"), ("vr", "r0"), ("vl", "lvs/l0"), ("vd", "d0"), ("vv", "below")]
     {
-        target.volume(volume, base, "st", &json!({"idle_ms": 10}));
+        target.volume(volume, base, "st", &json!({"policy": "idle", "idle_ms": 10}));
         exercise(&target, volume, volume);
     }
     assert_eq!(target.snapshot("below", "s")["state"], "complete");
@@ -88,7 +88,7 @@ fn other_layers_work_on_top_of_volumes() {
     for name in ["v0", "v1", "v2", "v3"] {
         let master = format!("m-{name}");
         target.malloc(&master, 32, 512);
-        target.volume(name, &master, "st", &json!({"idle_ms": 10}));
+        target.volume(name, &master, "st", &json!({"policy": "idle", "idle_ms": 10}));
     }
     target.call("bdev_split_create", json!({"base_bdev": "v0", "split_count": 2}));
     target.call("bdev_passthru_create", json!({"base_bdev_name": "v1", "name": "p1"}));
@@ -132,7 +132,12 @@ fn a_rate_limit_on_a_volume_holds_also_while_a_snapshot_completes() {
     target.aio("s0", &bench.file("s0.img", 512), 4096);
     target.store("st", "s0", 64);
     // So that the snapshot takes longer than the load.
-    target.volume("v0", "m0", "st", &json!({"idle_ms": 10, "copy_mbytes_per_sec": 10}));
+    target.volume(
+        "v0",
+        "m0",
+        "st",
+        &json!({"policy": "idle", "idle_ms": 10, "copy_mbytes_per_sec": 10}),
+    );
     let served = target.serve_nvmf("v0", 1);
     assert!(writes_per_s(&bench, &served) > 1.5 * limit, "too slow to tell");
     target.call("bdev_set_qos_limit", json!({"name": "v0", "rw_ios_per_sec": LIMIT_PER_S}));
@@ -198,7 +203,7 @@ fn partitions_of_a_volume_are_found_and_work() {
     target.malloc("m0", 32, 512);
     target.aio("s0", &bench.file("s0.img", 256), 512);
     target.store("st", "s0", 64);
-    target.volume("v0", "m0", "st", &json!({"idle_ms": 10}));
+    target.volume("v0", "m0", "st", &json!({"policy": "idle", "idle_ms": 10}));
     let mut host = connect(&target, "v0");
     for (index, piece) in partition_table(65_536, PARTITION, 65_000).chunks(4096).enumerate() {
         host.write(index as u64 * 8, piece).expect("written");
@@ -207,7 +212,7 @@ fn partitions_of_a_volume_are_found_and_work() {
     drop(host);
     // SPDK looks for partitions when a bdev comes.
     target.call("bdev_presnap_delete", json!({"name": "v0"}));
-    target.volume("v0", "m0", "st", &json!({"idle_ms": 10}));
+    target.volume("v0", "m0", "st", &json!({"policy": "idle", "idle_ms": 10}));
     // Not of snapshots, which are found with the same table.
     assert!(target.try_call("bdev_get_bdevs", json!({"name": "v0@tablep1"})).is_err());
     wait_for("the partition", Duration::from_secs(10), || {

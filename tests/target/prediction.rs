@@ -99,6 +99,16 @@ impl Drop for Stopped {
     }
 }
 
+/// Names of the threads of a process, sorted.
+fn threads(target: &Process) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", target.pid())).expect("it runs");
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+    let names = tasks.flatten().filter_map(name).map(|name| name.trim().to_owned());
+    let mut names: Vec<_> = names.collect();
+    names.sort_unstable();
+    names
+}
+
 /// Chunks that rest get a score above the threshold, are staged for it and adopted; one that is
 /// written again and again is not.
 ///
@@ -106,7 +116,7 @@ impl Drop for Stopped {
 #[test]
 fn chunks_that_rest_are_staged_by_score_and_adopted() {
     let bench = Bench::new();
-    let more = json!({"policy": "rate", "threshold_percent": 50, "window_ms": 30_000});
+    let more = json!({"policy": "rate", "threshold": 0.5, "window_ms": 30_000});
     let target = volume_with(&bench, &more);
     for chunk in 10..20 {
         write(&target, chunk, 0x31);
@@ -147,8 +157,8 @@ fn the_policy_changes_at_run_time() {
     let target = volume_with(&bench, &json!({"policy": "off"}));
     assert_eq!(target.stats()["predictor"], Value::Null);
     write(&target, 3, 0x11);
-    let policy = set_policy(&target, &json!({"policy": "rate", "threshold_percent": 1}));
-    assert_eq!((&policy["policy"], &policy["threshold_percent"]), (&json!("rate"), &json!(1)));
+    let policy = set_policy(&target, &json!({"policy": "rate", "threshold": 0.01}));
+    assert_eq!((&policy["policy"], &policy["threshold"]), (&json!("rate"), &json!(0.01)));
     write(&target, 4, 0x12);
     staged(&target, 1);
     assert_eq!(chunk(&target, 4)["valid"], true, "the one that was seen written");
@@ -166,7 +176,7 @@ fn the_policy_changes_at_run_time() {
     }
     let config = fs::read_to_string(target.save_config()).expect("written");
     assert!(config.contains("\"policy\":\"lstm\""), "{config}");
-    assert!(config.contains("\"threshold_percent\":1,"), "{config}");
+    assert!(config.contains("\"threshold\":0.01,"), "{config}");
 
     set_policy(&target, &json!({"policy": "idle", "idle_ms": 20}));
     write(&target, 5, 0x13);
@@ -184,7 +194,7 @@ fn the_policy_changes_at_run_time() {
 #[test]
 fn a_volume_serves_on_while_the_predictor_stands_still() {
     let bench = Bench::new();
-    let more = json!({"policy": "rate", "threshold_percent": 100, "idle_ms": 100});
+    let more = json!({"policy": "rate", "threshold": 1.0, "idle_ms": 100});
     let target = volume_with(&bench, &more);
     write(&target, 1, 0x21);
     wait_for("a tick", Duration::from_secs(20), || {
@@ -210,6 +220,110 @@ fn a_volume_serves_on_while_the_predictor_stands_still() {
         (fresh && predictor["fallback"].is_null()).then_some(())
     });
     assert_eq!(target.snapshot("vol0", "b")["state"], "complete");
+    target.check_slots();
+    target.stop();
+}
+
+/// The default policy is the model, which learns on. It has one thread, off the reactor's core, and starts no other.
+///
+/// Fails when a crate of the network's spreads work over cores, or the thread stays where it was born.
+#[test]
+fn the_model_serves_on_one_thread_of_its_own() {
+    let bench = Bench::new();
+    let target = volume_with(&bench, &json!({"policy": "off"}));
+    let without = threads(&target);
+    set_policy(&target, &json!({"policy": "lstm"}));
+    let predictor = wait_for("samples that came true or not", Duration::from_mins(1), || {
+        for chunk in 0..8 {
+            write(&target, chunk, 0x41);
+        }
+        let predictor = target.stats()["predictor"].take();
+        (predictor["calibration"][0]["count"].as_u64() > Some(0)).then_some(predictor)
+    });
+    assert_eq!((&predictor["serving"], &predictor["effort"]), (&json!("lstm"), &json!("full")));
+    assert_eq!(predictor["fallback"], Value::Null, "{predictor}");
+    let model = &predictor["model"];
+    assert_eq!((&model["version"], &model["learned"]), (&json!(1), &json!(false)), "{model}");
+    assert!(predictor["tick_last_us"].as_u64() > Some(0), "{predictor}");
+    assert_eq!(predictor["threshold"], 0.5);
+
+    let mut with = threads(&target);
+    let at = with.iter().position(|name| name == "presnap-predict").expect("a thread");
+    with.remove(at);
+    assert_eq!(with, without, "more threads than the predictor's");
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let path = format!("/proc/{0}/task/{1}/status", target.pid(), predictor_thread(&target));
+    let status = fs::read_to_string(path).expect("it runs");
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let allowed = allowed.expect("a list").trim();
+    // The reactor is on the first CPU.
+    assert!(cpus == 1 || !allowed.starts_with('0'), "it may run on CPUs {allowed}");
+    target.stop();
+}
+
+/// I6 for the predictor: it may even die. The volume serves on, chunks are staged by rest, and after
+/// a while there is another.
+///
+/// Fails when a dead thread is waited for, or nothing takes its place.
+#[test]
+fn a_predictor_that_dies_is_followed_by_another() {
+    let bench = Bench::new();
+    let target = volume_with(&bench, &json!({"policy": "rate", "threshold": 1.0, "idle_ms": 100}));
+    wait_for("a tick", Duration::from_secs(20), || {
+        (target.stats()["predictor"]["ticks"].as_u64() > Some(0)).then_some(())
+    });
+    target.call("test_predictor_dies", json!({}));
+    wait_for("its end to be noticed", Duration::from_secs(20), || {
+        let fallback = target.stats()["predictor"]["fallback"].take();
+        fallback.as_str().filter(|text| text.contains("staged by rest")).map(|_| ())
+    });
+    write(&target, 7, 0x51);
+    staged(&target, 1);
+    assert_eq!(target.snapshot("vol0", "a")["chunks"]["adopted"], 1);
+    write(&target, 8, 0x52);
+    wait_for("another", Duration::from_mins(1), || {
+        let predictor = target.stats()["predictor"].take();
+        let fresh = predictor["last_tick_age_ms"].as_u64() < Some(2_000);
+        (fresh && predictor["fallback"].is_null()).then_some(())
+    });
+    write(&target, 9, 0x53);
+    wait_for("it to follow", Duration::from_secs(20), || {
+        (target.stats()["predictor"]["active_chunks"].as_u64() > Some(0)).then_some(())
+    });
+    target.check_slots();
+    target.stop();
+}
+
+/// Fails when staged copies take more slots than they may, or copying is faster than it may be.
+#[test]
+fn staging_keeps_to_its_limits() {
+    let bench = Bench::new();
+    let more = json!({"policy": "idle", "idle_ms": 1, "copy_mbytes_per_sec": 4, "staging_limit_percent": 2});
+    let target = volume_with(&bench, &more);
+    let store = target.call("presnap_get_stores", json!({}))[0].take();
+    let limit = store["slots"]["total"].as_u64().expect("a number") * 2 / 100;
+    let chunks = VOLUME_MIB * 1024 * 1024 / CHUNK_BYTES;
+    assert!(limit > 4 && limit < chunks / 2, "{limit} of {chunks}: nothing would be shown");
+    target.call("presnap_get_stats", json!({"reset": true}));
+    let began = std::time::Instant::now();
+    let mut full = false;
+    for round in 0..3 {
+        for chunk in 0..chunks {
+            write(&target, chunk, 0x61 + round);
+        }
+        wait_for("the limit", Duration::from_secs(40), || {
+            let stats = target.stats();
+            let slots = stats["staging"]["slots"].as_u64().expect("a number");
+            assert!(slots <= limit, "{slots} slots of {limit}");
+            let copied = |name: &str| stats["copy"][name].as_u64().expect("a number");
+            let bytes = copied("staged_bytes") + copied("refreshed_bytes");
+            // What the bucket holds at the start comes on top.
+            let most = began.elapsed().as_millis() as u64 * (4 << 20) / 1000 + (1 << 20);
+            assert!(bytes <= most, "{bytes} bytes, at most {most}");
+            full |= slots == limit;
+            full.then_some(())
+        });
+    }
     target.check_slots();
     target.stop();
 }

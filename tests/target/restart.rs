@@ -20,6 +20,14 @@ fn durable(bench: &Bench, policy: &Value) -> (Process, Subsystem) {
     (target, subsystem)
 }
 
+/// Of each staged chunk what the catalog keeps.
+fn chunk_metadata(target: &Process) -> Vec<[Value; 4]> {
+    let page = target.call("presnap_get_chunks", json!({"volume": "vol0", "staged_only": true}));
+    let names = ["chunk_id", "operation_number", "staging_location", "valid"];
+    let of = |chunk: &Value| names.map(|name| chunk[name].clone());
+    page["chunks"].as_array().expect("a list").iter().map(of).collect()
+}
+
 /// A clean stop keeps snapshots, exports, staged copies and the dirty set (I4).
 ///
 /// Fails when the saved dirty set or a staged copy's block map is lost or not trusted.
@@ -39,6 +47,7 @@ fn a_clean_restart_brings_everything_back() {
         assert_eq!(agent.io(&volume, "write", chunk * CHUNK_BYTES + 512, 512, 3)["ok"], true);
     }
     staged(&target, 3);
+    let metadata = chunk_metadata(&target);
     let before = target.get_snapshot("vol0", "a");
     let config = target.save_config();
     agent.stop();
@@ -46,11 +55,10 @@ fn a_clean_restart_brings_everything_back() {
 
     let target = bench.target("target", &["-c", config.to_str().expect("plain")]);
     assert_eq!(target.get_snapshot("vol0", "a"), before, "another object than before");
-    let staged = target.call("presnap_get_chunks", json!({"volume": "vol0", "staged_only": true}));
-    let staged: Vec<_> = staged["chunks"].as_array().expect("a list").iter().collect();
-    let ids: Vec<_> = staged.iter().map(|chunk| chunk["chunk_id"].as_u64()).collect();
-    assert_eq!(ids, [Some(1), Some(2), Some(77)], "{staged:?}");
-    assert!(staged.iter().all(|chunk| chunk["valid"] == true), "{staged:?}");
+    let ids: Vec<_> = metadata.iter().map(|chunk| chunk[0].as_u64()).collect();
+    assert_eq!(ids, [Some(1), Some(2), Some(77)], "{metadata:?}");
+    assert!(metadata.iter().all(|chunk| chunk[3] == true), "{metadata:?}");
+    assert_eq!(chunk_metadata(&target), metadata, "other copies than before");
     let agent = bench.agent("agent", "0x2");
     let volume = agent.attach("V", &subsystem, 0);
     assert!(agent.dump(&agent.attach("S", &export, 0)) == a, "the snapshot changed");
