@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use presnap::engine::events::{Copied, CopyJob, Effect, Event, Micros};
 use presnap::engine::records::{
-    CatalogReply, ChunkCounts, SlotRef, SnapshotRecord, SnapshotSeq, SnapshotState, SnapshotTimes,
-    VolumeId,
+    CatalogReply, ChunkCounts, SlotRef, SnapshotRecord, SnapshotSeq, SnapshotState, VolumeId,
 };
 use presnap::engine::{Engine, PolicyKind, Settings};
 use presnap::gate::{ChunkIndex, Entry, Gate, Geometry, Initial, LbaRange, OperationNumber};
@@ -222,19 +221,8 @@ fn wake(waiting: Option<Vec<Sender<()>>>) {
 }
 
 fn record(seq: u32) -> SnapshotRecord {
-    SnapshotRecord {
-        volume: VolumeId(1),
-        seq: SnapshotSeq(seq),
-        name: format!("s{seq}"),
-        uuid: Uuid::from_u128(u128::from(seq)),
-        operation_number: OperationNumber(0),
-        created_at_unix_ms: 0,
-        state: SnapshotState::Completing,
-        reason: None,
-        chunks: ChunkCounts::default(),
-        times: SnapshotTimes::default(),
-        bytes_used: 0,
-    }
+    let uuid = Uuid::from_u128(u128::from(seq));
+    SnapshotRecord::asked_for(VolumeId(1), SnapshotSeq(seq), format!("s{seq}"), uuid, 0)
 }
 
 #[test]

@@ -189,23 +189,12 @@ impl Chain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::records::{ChunkCounts, SnapshotTimes, VolumeId};
-    use crate::gate::OperationNumber;
+    use crate::engine::records::VolumeId;
 
     fn record(seq: u32, name: &str, state: SnapshotState) -> SnapshotRecord {
-        SnapshotRecord {
-            volume: VolumeId(1),
-            seq: SnapshotSeq(seq),
-            name: name.to_owned(),
-            uuid: Uuid::from_u128(u128::from(seq)),
-            operation_number: OperationNumber(0),
-            created_at_unix_ms: 0,
-            state,
-            reason: None,
-            chunks: ChunkCounts::default(),
-            times: SnapshotTimes::default(),
-            bytes_used: 0,
-        }
+        let uuid = Uuid::from_u128(u128::from(seq));
+        let asked_for = SnapshotRecord::asked_for(VolumeId(1), SnapshotSeq(seq), name, uuid, 0);
+        SnapshotRecord { state, ..asked_for }
     }
 
     #[test]

@@ -144,6 +144,31 @@ pub struct SnapshotRecord {
     pub bytes_used: u64,
 }
 
+impl SnapshotRecord {
+    /// A snapshot that is asked for; what it contains and how it fares is to be filled in.
+    pub fn asked_for(
+        volume: VolumeId,
+        seq: SnapshotSeq,
+        name: impl Into<String>,
+        uuid: Uuid,
+        at_unix_ms: u64,
+    ) -> Self {
+        Self {
+            volume,
+            seq,
+            name: name.into(),
+            uuid,
+            operation_number: OperationNumber(0),
+            created_at_unix_ms: at_unix_ms,
+            state: SnapshotState::Completing,
+            reason: None,
+            chunks: ChunkCounts::default(),
+            times: SnapshotTimes::default(),
+            bytes_used: 0,
+        }
+    }
+}
+
 /// Map blocks per chunk: one bit each in the chunk's block map.
 pub const BLOCKS_PER_CHUNK: usize = 64;
 

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::events::{CatalogStep, Copied, CopyJob, Effect, Event, Micros, ReadSource};
 use super::records::{
-    BLOCKS_PER_CHUNK, CatalogReply, CatalogRequest, ChunkCounts, SlotIndex, SlotRef,
-    SnapshotRecord, SnapshotSeq, SnapshotState, SnapshotTimes, VolumeId,
+    BLOCKS_PER_CHUNK, CatalogReply, CatalogRequest, SlotIndex, SlotRef, SnapshotRecord,
+    SnapshotSeq, SnapshotState, VolumeId,
 };
 use super::{Engine, HeldSlots, Limits, PolicyKind, Settings, Shortage, SlotSpace};
 use crate::gate::{
@@ -65,19 +65,8 @@ fn written() -> Copied {
 }
 
 fn record(seq: u32) -> SnapshotRecord {
-    SnapshotRecord {
-        volume: VolumeId(1),
-        seq: SnapshotSeq(seq),
-        name: format!("s{seq}"),
-        uuid: Uuid::from_u128(u128::from(seq)),
-        operation_number: OperationNumber(0),
-        created_at_unix_ms: 0,
-        state: SnapshotState::Completing,
-        reason: None,
-        chunks: ChunkCounts::default(),
-        times: SnapshotTimes::default(),
-        bytes_used: 0,
-    }
+    let uuid = Uuid::from_u128(u128::from(seq));
+    SnapshotRecord::asked_for(VolumeId(1), SnapshotSeq(seq), format!("s{seq}"), uuid, 0)
 }
 
 impl Bench {

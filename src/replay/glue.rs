@@ -6,10 +6,8 @@ use super::report::{Report, SnapshotReport};
 use super::run::{CATALOG_US, Happening, TICK_BUSY_US, UnderWay, World};
 use crate::engine::events::{CatalogStep, Copied, CopyJob, Effect, Event, JobId, Micros};
 use crate::engine::records::{
-    BLOCKS_PER_CHUNK, CatalogReply, ChunkCounts, SnapshotRecord, SnapshotSeq, SnapshotState,
-    SnapshotTimes, VolumeId,
+    BLOCKS_PER_CHUNK, CatalogReply, SnapshotRecord, SnapshotSeq, SnapshotState, VolumeId,
 };
-use crate::gate::OperationNumber;
 
 impl World {
     /// Gives the engine an event and carries out what it wants.
@@ -95,20 +93,9 @@ impl World {
         }
         self.overdue = false;
         self.snapshot_count += 1;
-        let seq = self.snapshot_count;
-        let record = SnapshotRecord {
-            volume: VolumeId(0),
-            seq: SnapshotSeq(seq),
-            name: format!("s{seq}"),
-            uuid: Uuid::from_u128(u128::from(seq)),
-            operation_number: OperationNumber(0),
-            created_at_unix_ms: 0,
-            state: SnapshotState::Completing,
-            reason: None,
-            chunks: ChunkCounts::default(),
-            times: SnapshotTimes::default(),
-            bytes_used: 0,
-        };
+        let count = self.snapshot_count;
+        let (seq, uuid) = (SnapshotSeq(count), Uuid::from_u128(u128::from(count)));
+        let record = SnapshotRecord::asked_for(VolumeId(0), seq, format!("s{count}"), uuid, 0);
         self.under_way = Some(UnderWay { at_us: self.now_us, before: self.engine.counters() });
         if let Err(shortage) = self.engine.reserve(&mut self.slots) {
             unreachable!("the store has a slot for each write: {shortage:?}");

@@ -13,8 +13,7 @@ use super::world::{Happening, Node, World, trace, violated};
 use crate::engine::controller::Aims;
 use crate::engine::events::Event;
 use crate::engine::records::{
-    CatalogRequest, ChunkCounts, SnapshotRecord, SnapshotSeq, SnapshotState, SnapshotTimes,
-    StagedRecord,
+    CatalogRequest, SnapshotRecord, SnapshotSeq, SnapshotState, StagedRecord,
 };
 use crate::engine::{Chain, ChainError, CreatePlan, Engine, PolicyKind, Score, Settings};
 use crate::gate::{ChunkIndex, Gate, Initial, OperationNumber};
@@ -126,19 +125,8 @@ impl World {
     }
 
     fn record(&mut self, seq: SnapshotSeq, name: &str, uuid: Option<Uuid>) -> SnapshotRecord {
-        SnapshotRecord {
-            volume: self.volume,
-            seq,
-            name: name.to_owned(),
-            uuid: uuid.unwrap_or_else(|| Uuid::from_u128(u128::from(self.random.number()))),
-            operation_number: OperationNumber(0),
-            created_at_unix_ms: self.now,
-            state: SnapshotState::Completing,
-            reason: None,
-            chunks: ChunkCounts::default(),
-            times: SnapshotTimes::default(),
-            bytes_used: 0,
-        }
+        let uuid = uuid.unwrap_or_else(|| Uuid::from_u128(u128::from(self.random.number())));
+        SnapshotRecord::asked_for(self.volume, seq, name, uuid, self.now)
     }
 
     /// Hands a create to the engine.

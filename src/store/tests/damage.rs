@@ -7,7 +7,10 @@ use super::{
     },
     *,
 };
-use crate::engine::crc::crc32c;
+use crate::engine::{
+    crc::crc32c,
+    records::{ChunkCounts, SnapshotTimes},
+};
 
 fn damage(sim: &SimDevice, offset: u64) {
     let mut byte = [0];

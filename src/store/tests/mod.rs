@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     engine::records::{
-        CatalogReply, CatalogRequest, ChunkCounts, MasterIdentity, SlotIndex, SlotRef,
-        SnapshotRecord, SnapshotTimes, StagedRecord, VolumeId, VolumeRecord,
+        CatalogReply, CatalogRequest, MasterIdentity, SlotIndex, SlotRef, SnapshotRecord,
+        StagedRecord, VolumeId, VolumeRecord,
     },
     gate::{ChunkIndex, OperationNumber},
 };
@@ -57,18 +57,11 @@ fn volume_record(name: &str, chunks: u64) -> VolumeRecord {
 }
 
 fn snapshot_record(volume: VolumeId, seq: u32, state: SnapshotState) -> SnapshotRecord {
+    let uuid = Uuid::from_u128(u128::from(seq));
     SnapshotRecord {
-        volume,
-        seq: SnapshotSeq(seq),
-        name: format!("snap{seq}"),
-        uuid: Uuid::from_u128(u128::from(seq)),
         operation_number: OperationNumber(u64::from(seq) * 100),
-        created_at_unix_ms: 1,
         state,
-        reason: None,
-        chunks: ChunkCounts::default(),
-        times: SnapshotTimes::default(),
-        bytes_used: 0,
+        ..SnapshotRecord::asked_for(volume, SnapshotSeq(seq), format!("snap{seq}"), uuid, 1)
     }
 }
 

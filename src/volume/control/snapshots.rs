@@ -9,11 +9,9 @@ use super::LOOK_PAUSE;
 use super::volumes::name_taken;
 use crate::engine::events::Event;
 use crate::engine::records::{
-    CatalogReply, CatalogRequest, ChunkCounts, SnapshotRecord, SnapshotSeq, SnapshotState,
-    SnapshotTimes,
+    CatalogReply, CatalogRequest, SnapshotRecord, SnapshotSeq, SnapshotState,
 };
 use crate::engine::{ChainError, CreatePlan, Shortage};
-use crate::gate::OperationNumber;
 use crate::spdk::bdev;
 use crate::spdk::executor;
 use crate::store;
@@ -139,19 +137,8 @@ fn begin(
     if let Err(shortage) = volume.reserve_slots() {
         return Err(no_space(volume, shortage));
     }
-    volume.begin_snapshot(SnapshotRecord {
-        volume: volume.id,
-        seq,
-        name: name.to_owned(),
-        uuid: uuid.unwrap_or_else(Uuid::new_v4),
-        operation_number: OperationNumber(0),
-        created_at_unix_ms: unix_ms(),
-        state: SnapshotState::Completing,
-        reason: None,
-        chunks: ChunkCounts::default(),
-        times: SnapshotTimes::default(),
-        bytes_used: 0,
-    });
+    let uuid = uuid.unwrap_or_else(Uuid::new_v4);
+    volume.begin_snapshot(SnapshotRecord::asked_for(volume.id, seq, name, uuid, unix_ms()));
     Ok(())
 }
 
