@@ -72,11 +72,10 @@ scripts/setup.sh
 # Before the build, so that a machine that cannot give the memory says so at once.
 hugepages_reserve $((target_mib + initiator_mib))
 cargo_target
-# A release build: the dependencies take two minutes once, and what is shown below is the speed that users get.
-cargo build --release --jobs 2 --bin presnap 2>&1 | grep --line-buffered -vE '^ *(Compiling|Downloaded|Downloading|Updating|Locking|Adding) ' || true
+# A release build: the dependencies take minutes once, and what is shown below is the speed that users get.
+log "building presnap; cargo says how far it is"
+cargo build --release --jobs 2 --bin presnap || die "the build failed" "look at cargo's messages above"
 presnap=$CARGO_TARGET_DIR/release/presnap
-[[ -x $presnap ]] || die "the build failed" "look at cargo's messages above"
-cargo build --release --quiet --bin presnap
 
 # --- target ----------------------------------------------------------------------------------------
 
