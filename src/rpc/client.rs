@@ -134,7 +134,11 @@ impl Client {
             }
             if let Some(error) = answer.get("error") {
                 return Err(match serde_json::from_value::<RpcError>(error.clone()) {
-                    Ok(error) => ClientError::Refused(error),
+                    Ok(mut error) => {
+                        // Some of SPDK's own end with a line feed.
+                        error.message.truncate(error.message.trim_end().len());
+                        ClientError::Refused(error)
+                    }
                     Err(problem) => self.garbage(method, format!("bad error object: {problem}")),
                 });
             }
