@@ -4,6 +4,8 @@
 //! The engine defines these types and the [`CatalogRequest`]s it issues; the store makes them
 //! durable. Each request is one transaction: after a crash it happened whole or not at all.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -87,6 +89,16 @@ pub enum SnapshotState {
     Complete,
     /// Given up; `reason` says why. Holds no slots.
     Failed,
+}
+
+impl fmt::Display for SnapshotState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SnapshotState::Completing => "completing",
+            SnapshotState::Complete => "complete",
+            SnapshotState::Failed => "failed",
+        })
+    }
 }
 
 /// How the chunks of a snapshot came to be.

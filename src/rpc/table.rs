@@ -346,7 +346,8 @@ pub const METHODS: &[Method] = &[
         details: "A clean stop: dirty chunks and staged copies are saved, and a later \
                   bdev_presnap_create with the same name goes on from there. Complete snapshots \
                   stay readable and exported; one that is not complete is failed. The store \
-                  forgets a volume that has no snapshots.",
+                  forgets a volume that has no snapshots: also one whose bdev is gone already, when \
+                  it is deleted once more after its last snapshot.",
         params: &[Param::text("name", Text::Name, "Name of the volume.").required()],
         one_of: &[],
         example: r#"{"name": "vol0"}"#,

@@ -268,6 +268,11 @@ impl StoreHost {
         self.device.borrow().clone().ok_or_else(|| self.is_gone())
     }
 
+    /// What its catalog said, for people.
+    pub fn failure(&self, error: &store::Error) -> Failure {
+        Failure::of_store(&format!("store '{}'", self.name), error)
+    }
+
     fn is_gone(&self) -> Failure {
         let reason = self.gone.borrow().clone().unwrap_or_else(|| "it was unloaded".to_owned());
         Failure::new(
@@ -486,7 +491,10 @@ fn check_store_bdev(info: &BdevInfo) -> Result<(), Failure> {
         ));
     }
     if info.zoned {
-        return Err(Failure::new(Sort::Invalid, format!("bdev '{name}' is zoned; a store is not")));
+        return Err(Failure::new(
+            Sort::Invalid,
+            format!("bdev '{name}' is zoned; name one that is not"),
+        ));
     }
     Ok(())
 }

@@ -72,6 +72,7 @@ fn bad_stores_and_volumes_are_refused_and_leave_nothing() {
     let target = bench.target("target", &[]);
     target.malloc("m0", 32, 512);
     target.malloc("m4k", 32, 4096);
+    target.malloc("huge", 32, 128 << 10);
     null(&target, "tiny", 2048, 512, &json!({}));
     null(&target, "dif", 1 << 20, 520, &json!({"md_size": 8, "dif_type": 1}));
     null(&target, "md", 1 << 20, 520, &json!({"md_size": 8}));
@@ -118,6 +119,8 @@ fn bad_stores_and_volumes_are_refused_and_leave_nothing() {
         (json!({"chunk_size_kib": 100}), Errno::Inval, ["100", "power of two"]),
         (json!({"chunk_size_kib": 256}), Errno::Inval, ["slot size of store 'st'", "128"]),
         (json!({"base_bdev": "m4k"}), Errno::Inval, ["'m4k'", "same block size"]),
+        // One block of it is as large as a chunk.
+        (json!({"base_bdev": "huge"}), Errno::Inval, ["'huge'", "same block size"]),
         (json!({"base_bdev": "dif"}), Errno::Inval, ["'dif'", "format it without"]),
         (json!({"base_bdev": "md"}), Errno::Inval, ["'md'", "format it without"]),
         (json!({"base_bdev": "s0"}), Errno::Inval, ["'s0'", "holds store 'st'"]),
@@ -152,6 +155,10 @@ fn bad_snapshots_and_exports_are_refused_and_leave_nothing() {
     let create = "presnap_snapshot_create";
     refused(&target, create, &json!({"volume": "nix", "name": "b"}), Errno::NoEnt, &["'nix'"]);
     refused(&target, create, &json!({"volume": "v", "name": "a"}), Errno::Exist, &["'a'"]);
+    target.malloc("v@taken", 1, 512);
+    let taken = json!({"volume": "v", "name": "taken"});
+    refused(&target, create, &taken, Errno::Exist, &["'v@taken'", "another name"]);
+    target.call("bdev_malloc_delete", json!({"name": "v@taken"}));
     let uuid = json!({"volume": "v", "name": "b", "uuid": "x"});
     refused(&target, create, &uuid, Errno::Inval, &["uuid", "must be a UUID"]);
 
@@ -344,6 +351,18 @@ fn another_master_is_refused_and_the_right_one_goes_on() {
     target.call("bdev_presnap_create", volume);
     let next = target.snapshot("v", "b");
     assert_eq!(next["chunks"]["required"], 0, "nothing was written, and that is still known");
+
+    // Without a bdev it stays for its snapshots' sake, and then its name is free again.
+    let volume = json!({"name": "v"});
+    target.call("bdev_presnap_delete", volume.clone());
+    for name in ["a", "b"] {
+        refused(&target, "bdev_presnap_delete", &volume, Errno::NoEnt, &["'v'", "snapshots"]);
+        target.call("presnap_snapshot_delete", json!({"volume": "v", "name": name}));
+    }
+    target.call("bdev_presnap_delete", volume.clone());
+    assert_eq!(target.call("presnap_get_stores", json!({}))[0]["volumes"], json!([]));
+    refused(&target, "bdev_presnap_delete", &volume, Errno::NoEnt, &["'v'", "no volume"]);
+    target.volume("v", "larger", "st", &json!({}));
     target.check_slots();
     target.stop();
 }

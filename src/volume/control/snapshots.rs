@@ -254,7 +254,7 @@ async fn drop_record_now(
             if had_bdev {
                 snapshots::publish(store, known, &record);
             }
-            return Err(Failure::of_store(&format!("store '{}'", store.name), &error));
+            return Err(store.failure(&error));
         }
     };
     known.chain.borrow_mut().remove(seq);

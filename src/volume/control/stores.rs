@@ -218,7 +218,6 @@ pub async fn delete_store(store: &Rc<StoreHost>) -> Result<(), Failure> {
     let key = world().next_key();
     let device = StoreDevice::new(key, channel);
     store.close().await;
-    let name = store.name.clone();
     let (sender, receiver) = executor::oneshot();
     let wiper = crate::spdk::thread::spawn_os_thread("presnap-wipe", None, move || {
         sender.send(Superblock::wipe(&device));
@@ -228,5 +227,5 @@ pub async fn delete_store(store: &Rc<StoreHost>) -> Result<(), Failure> {
         Err(_) => Err(store::Error::Closed),
     };
     StoreDevice::disconnect(key);
-    result.map_err(|error| Failure::of_store(&format!("store '{name}'"), &error))
+    result.map_err(|error| store.failure(&error))
 }

@@ -182,12 +182,6 @@ fn check_master(
     if info.zoned {
         return invalid(format!("master '{name}' is zoned; use one that is not"));
     }
-    if info.block_bytes > slot_bytes {
-        return invalid(format!(
-            "chunks of {slot_bytes} bytes are smaller than a block of master '{name}' ({} bytes)",
-            info.block_bytes
-        ));
-    }
     if info.block_bytes != store.superblock.block_bytes {
         return invalid(format!(
             "master '{name}' has blocks of {} bytes and store '{}' of {}; use devices with the \
@@ -245,10 +239,7 @@ async fn add_volume(
         clean: false,
         operation_number: OperationNumber(0),
     };
-    store
-        .create_volume(record)
-        .await
-        .map_err(|error| Failure::of_store(&format!("store '{}'", store.name), &error))
+    store.create_volume(record).await.map_err(|error| store.failure(&error))
 }
 
 async fn open_volume(
@@ -260,8 +251,7 @@ async fn open_volume(
     master_channel: IoChannel,
     store_channel: &IoChannel,
 ) -> Result<Rc<Volume>, Failure> {
-    let of_store =
-        |error: store::Error| Failure::of_store(&format!("store '{}'", store.name), &error);
+    let of_store = |error: store::Error| store.failure(&error);
     let id = known.record.borrow().id;
     let loaded =
         store.with_catalog(move |catalog| catalog.load_state(id)).await.map_err(of_store)?;
@@ -430,7 +420,7 @@ pub async fn delete_volume(name: &str) -> Result<(), Failure> {
             return Ok(());
         }
     }
-    let volume = world.volume(name).ok_or_else(|| Failure::no_volume(name))?;
+    let Some(volume) = world.volume(name) else { return forget_volume(name).await };
     let (store, known, id) = (Rc::clone(&volume.store), Rc::clone(&volume.known), volume.id);
     volume.detach().await;
     drop(volume);
@@ -442,4 +432,27 @@ pub async fn delete_volume(name: &str) -> Result<(), Failure> {
         tracing::warn!(volume = name, error, "volume without snapshots stays in the catalog");
     }
     Ok(())
+}
+
+/// Has the store forget a volume that has no bdev: its master was removed, or its snapshots were
+/// deleted after it.
+async fn forget_volume(name: &str) -> Result<(), Failure> {
+    let (store, known) = world().known_volume(name)?;
+    let _not_attached = world().attaching(name, &store).ok_or_else(|| {
+        Failure::new(Sort::Busy, format!("volume '{name}' is being created; try again"))
+    })?;
+    let _undisturbed = Exclusive::take(&known).await;
+    let snapshots = known.chain.borrow().len();
+    if snapshots > 0 {
+        return Err(Failure::new(
+            Sort::NotFound,
+            format!(
+                "volume '{name}' has no bdev any more; store '{}' forgets it when its snapshots \
+                 ({snapshots}) are deleted and it is deleted once more",
+                store.name
+            ),
+        ));
+    }
+    let id = known.record.borrow().id;
+    store.forget_volume(id).await.map_err(|error| store.failure(&error))
 }
