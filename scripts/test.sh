@@ -276,7 +276,7 @@ stage_spdk() {
 	hugepages_reserve 768
 	# The rooms without SPDK have had their tests.
 	if have_nextest; then
-		only=(--filterset 'not (kind(lib) and test(/^(gate|engine|store|monitor|predict|replay|cli)::/))')
+		only=(--filterset 'not (kind(lib) and test(/^(gate|engine|store|monitor|predict|replay|perf|cli)::/))')
 	fi
 	run_tests 1 --lib "${tests[@]}" "${only[@]}"
 }
