@@ -23,7 +23,9 @@ enum Phase {
     Begin,
     /// After the cut: chunks are being adopted and copied.
     Copy,
-    /// Everything is in slots; the store's cache is being flushed.
+    /// Everything is in slots; the store's cache is being flushed. On one NVMe namespace the catalog's
+    /// own flush would do it, before its header says so; not on every device, and its failure would leave
+    /// the outcome of the commit unknown instead of the snapshot failed.
     Flush,
     /// The last rows and the record are being made durable.
     Commit,
@@ -213,18 +215,10 @@ impl Engine {
     // ---- copying ------------------------------------------------------------------------------
 
     fn advance_copy(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
-        let overdue = self.settings.parked_us_max;
-        let snapshot = self.under_way();
-        if let Some((chunk, _)) =
-            snapshot.waiting.iter().find(|(_, since)| now.since(**since) > overdue)
-        {
-            let reason = format!(
-                "a command waited for more than {} ms for chunk {} to be preserved",
-                overdue / 1000,
-                chunk.0
-            );
+        if let Some(reason) = self.overdue(now) {
             return self.fail(reason);
         }
+        let snapshot = self.under_way();
         for chunk in std::mem::take(&mut snapshot.draining) {
             if self.under_way().pending.get(&chunk) == Some(&Pending::Draining) {
                 self.visit(chunk);
@@ -247,6 +241,25 @@ impl Engine {
             self.gate.finish_cut();
             self.effects.push_back(Effect::FlushStore);
         }
+    }
+
+    /// Why the snapshot has to be given up for a foreground command that waits, if one has waited too
+    /// long.
+    fn overdue(&mut self, now: Micros) -> Option<String> {
+        let parked_us_max = self.settings.parked_us_max;
+        let snapshot = self.under_way();
+        let mut waiting = snapshot.waiting.iter();
+        let (chunk, _) = waiting.find(|(_, since)| now.since(**since) > parked_us_max)?;
+        let cause = match snapshot.pending.get(chunk) {
+            Some(Pending::Draining) => "the master has not ended commands from before the cut",
+            Some(Pending::Copying) => "copying it to the store takes longer",
+            Some(Pending::Queued) | None => "other copies come before its own",
+        };
+        let waited_ms = parked_us_max / 1000;
+        Some(format!(
+            "a command waited for more than {waited_ms} ms for chunk {} to be preserved: {cause}",
+            chunk.0
+        ))
     }
 
     fn walk(&mut self) {
