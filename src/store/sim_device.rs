@@ -9,6 +9,7 @@
 use std::{
     collections::BTreeMap,
     fmt, io,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -89,8 +90,8 @@ struct State {
     bytes_written: u64,
     /// The operation at which power goes; it and all later calls fail.
     stop_at: Option<u64>,
-    /// Operations that fail once, the device staying alive.
-    failing: Vec<u64>,
+    /// Operations that fail, the device staying alive.
+    failing: Vec<Range<u64>>,
     read_errors: Vec<(u64, u64)>,
 }
 
@@ -178,9 +179,9 @@ impl SimDevice {
         self.lock().stop_at = Some(operation);
     }
 
-    /// Lets the write or flush with number `operation` fail once; nothing of it is done.
-    pub fn fail_operation(&self, operation: u64) {
-        self.lock().failing.push(operation);
+    /// Lets the writes and flushes with these numbers fail; nothing of them is done.
+    pub fn fail_operations(&self, operations: Range<u64>) {
+        self.lock().failing.push(operations);
     }
 
     /// Lets reads that touch `[start, end)` fail until [`SimDevice::heal`].
@@ -278,7 +279,9 @@ impl State {
         match self.stop_at {
             Some(stop) if operation > stop => Err(injected("power is off")),
             Some(stop) if operation == stop => Ok(true),
-            _ if self.failing.contains(&operation) => Err(injected("injected error")),
+            _ if self.failing.iter().any(|some| some.contains(&operation)) => {
+                Err(injected("injected error"))
+            }
             _ => Ok(false),
         }
     }

@@ -72,16 +72,16 @@ impl World {
     }
 
     /// The real catalog against the oracle.
-    pub fn check_catalog(&mut self, when: &str) {
-        let node = self.node.as_ref().expect("a process is running");
-        let state = match node.catalog.load_state(self.volume) {
+    pub fn check_catalog(&self, when: &str) {
+        let catalog = self.catalog();
+        let state = match catalog.load_state(self.volume) {
             Ok(state) => state,
             Err(error) => violated!("catalog cannot be read {when}: {error}"),
         };
-        if let Some(difference) = self.oracle.difference(&state, &node.catalog) {
+        if let Some(difference) = self.oracle.difference(&state, catalog) {
             violated!("catalog {when}: {difference}");
         }
-        match node.catalog.check() {
+        match catalog.check() {
             Ok(report) if report.is_clean() => {}
             Ok(report) => violated!("catalog {when}: {:?}", report.problems),
             Err(error) => violated!("catalog cannot be checked {when}: {error}"),

@@ -69,23 +69,25 @@ struct Slots {
     writes: u64,
 }
 
-/// The store's device: the catalog's part in bytes, the slots in tags. A flush by either makes both
-/// durable, as on one namespace.
+/// The store's device: the catalog's part in bytes, the slots in tags.
 #[derive(Debug)]
 pub(super) struct StoreDisk {
     pub catalog: SimDevice,
+    /// A flush by the catalog does not make the slots durable. On one NVMe namespace it does; but the
+    /// store room promises nothing for blocks that it has not written, and a bdev may be made of parts.
+    flushes_apart: bool,
     /// Tags per slot.
     slot_tags: usize,
     slots: Mutex<Slots>,
 }
 
 impl StoreDisk {
-    pub fn new(catalog: SimDevice, slot_count: u32, slot_tags: usize) -> Self {
+    pub fn new(catalog: SimDevice, flushes_apart: bool, slot_count: u32, slot_tags: usize) -> Self {
         // What slots hold before their first write is nothing that a volume could hold.
         let fresh = vec![Tag::MAX; slot_count as usize * slot_tags];
         let slots =
             Slots { live: fresh.clone(), durable: fresh, unflushed: BTreeMap::new(), writes: 0 };
-        Self { catalog, slot_tags, slots: Mutex::new(slots) }
+        Self { catalog, flushes_apart, slot_tags, slots: Mutex::new(slots) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -157,6 +159,7 @@ impl StoreDisk {
             Slots { live: image.clone(), durable: image, unflushed: BTreeMap::new(), writes: 0 };
         StoreDisk {
             catalog: self.catalog.crash(catalog),
+            flushes_apart: self.flushes_apart,
             slot_tags: self.slot_tags,
             slots: Mutex::new(slots),
         }
@@ -182,7 +185,9 @@ impl Device for StoreDisk {
 
     fn flush(&self) -> io::Result<()> {
         self.catalog.flush()?;
-        self.flush_slots(u64::MAX);
+        if !self.flushes_apart {
+            self.flush_slots(u64::MAX);
+        }
         Ok(())
     }
 }

@@ -115,7 +115,10 @@ impl World {
         if record.state == SnapshotState::Failed {
             node.failed_before = true;
             self.statistics.snapshots_failed += 1;
-            self.model.snapshots.remove(&seq);
+            // Complete on the device, perhaps, if that is what nobody knows: then the next load says so.
+            if !self.oracle_complete().contains(&seq) {
+                self.model.snapshots.remove(&seq);
+            }
             self.mark_failure(record.reason.as_deref().unwrap_or_default());
             return;
         }
@@ -140,6 +143,7 @@ impl World {
     fn mark_failure(&mut self, reason: &str) {
         for (words, mark) in [
             ("waited for more than", Mark::FailedOnDeadline),
+            ("from before the cut", Mark::FailedOnMaster),
             ("ran out of free slots", Mark::FailedOnSpace),
             ("copying chunk", Mark::FailedOnCopy),
             ("flushing the store", Mark::FailedOnFlush),
@@ -167,7 +171,7 @@ impl World {
             let scores = scores.collect();
             self.apply(Event::Scores(scores));
         }
-        if self.random.chance(100) {
+        if self.node.is_some() && self.random.chance(100) {
             let chunks = some(&mut self.random);
             self.apply(Event::Soonest(chunks));
         }
@@ -175,7 +179,10 @@ impl World {
 
     pub fn tick(&mut self) {
         self.predict();
-        self.apply(Event::Tick);
+        // Each of them may be the last that a volume needed to be stopped.
+        if self.node.is_some() {
+            self.apply(Event::Tick);
+        }
         if self.node.is_some() {
             self.drain();
         }
@@ -224,7 +231,16 @@ impl World {
         }
         if self.random.chance(self.swarm.catalog_error_per_mille) {
             self.statistics.faults += 1;
-            self.store.catalog.fail_operation(at);
+            if self.random.chance(400) {
+                // Until the transaction is over: a reopen finds the device as bad, and not even
+                // readable at times.
+                self.store.catalog.fail_operations(at..u64::MAX);
+                if self.random.chance(300) {
+                    self.store.catalog.fail_reads(0, u64::MAX);
+                }
+            } else {
+                self.store.catalog.fail_operations(at..at + 1);
+            }
         }
         None
     }
@@ -251,31 +267,9 @@ impl World {
         let result = node.catalog.execute(request.clone());
         trace!(self, "catalog {origin:?}: {result:?}");
         let powerless = !store_gone && self.is_powerless(stop);
-        let before = self.oracle.clone();
-        let expected = self.oracle.execute(&request);
-        match (&result, &expected) {
-            (Ok(reply), Ok(expected)) => {
-                if reply != expected {
-                    violated!("catalog answers {reply:?} to {request:?}, expected {expected:?}");
-                }
-                if let CatalogReply::Deleted { freed, .. } = reply {
-                    self.node().freed_in_transit.extend(freed);
-                }
-            }
-            (Err(_), Ok(_)) => {
-                // A device error: nothing has changed, unless power is gone.
-                let after = std::mem::replace(&mut self.oracle, before);
-                if powerless || store_gone {
-                    self.oracle_else.get_or_insert(after);
-                } else {
-                    self.check_catalog("after a device error");
-                    self.mark(Mark::CatalogErrorHealed);
-                }
-            }
-            (Err(_), Err(_)) => {}
-            (Ok(reply), Err(error)) => {
-                violated!("catalog answers {reply:?} to {request:?}, expected refusal: {error}");
-            }
+        self.judge_transaction(&request, &result, powerless || store_gone);
+        if let (Ok(CatalogReply::Deleted { freed, .. }), false) = (&result, powerless) {
+            self.node().freed_in_transit.extend(freed);
         }
         if powerless {
             self.mark(Mark::PowerCutInCatalog);
@@ -288,6 +282,58 @@ impl World {
         self.node().catalog_queue.front_mut().expect("it is first").result = Some(result);
         let delay = self.random.below(self.swarm.catalog_us_max / 4 + 1);
         self.after(delay, Happening::CatalogReply);
+    }
+
+    /// Compares a transaction's result with what the oracle says. `gone`: nothing can be read any
+    /// more, power or device being away.
+    pub fn judge_transaction(
+        &mut self,
+        request: &CatalogRequest,
+        result: &Result<CatalogReply, Error>,
+        gone: bool,
+    ) {
+        let before = self.oracle.clone();
+        let expected = self.oracle.execute(request);
+        match (result, &expected) {
+            (Ok(reply), Ok(expected)) => {
+                if reply != expected {
+                    violated!("catalog answers {reply:?} to {request:?}, expected {expected:?}");
+                }
+                // Who asked before was told that it failed, so it must not have happened.
+                if self.oracle_else.take().is_some() && !gone {
+                    self.check_catalog("after an outcome that nobody knew");
+                    self.set_catalog_lost(false);
+                }
+            }
+            (Err(error), Ok(_)) => {
+                // A device error: nothing has changed, unless power is gone or nobody knows.
+                let after = std::mem::replace(&mut self.oracle, before);
+                let readable = !gone && self.catalog().load_state(self.volume).is_ok();
+                if readable {
+                    self.check_catalog("after a device error");
+                    self.mark(Mark::CatalogErrorHealed);
+                } else {
+                    // One that is closed has not tried: it is the one before of which nobody knows.
+                    if error.kind() != ErrorKind::Closed {
+                        self.oracle_else = Some(after);
+                    }
+                    if !gone {
+                        self.mark(Mark::CatalogLost);
+                        self.set_catalog_lost(true);
+                    }
+                }
+            }
+            (Err(_), Err(_)) => {}
+            (Ok(reply), Err(error)) => {
+                violated!("catalog answers {reply:?} to {request:?}, expected refusal: {error}");
+            }
+        }
+    }
+
+    fn set_catalog_lost(&mut self, lost: bool) {
+        if let Some(node) = &mut self.node {
+            node.catalog_lost = lost;
+        }
     }
 
     pub fn catalog_reply(&mut self) {

@@ -49,6 +49,7 @@ marks! {
     AbortInCommit "an abort came after the last transaction was sent",
     AbortDeferred "a deferred create was given up",
     FailedOnDeadline "given up because a writer waited too long",
+    FailedOnMaster "given up because the master had not ended a command",
     FailedOnSpace "given up because the store was full",
     FailedOnCopy "given up because of a copy error",
     FailedOnFlush "given up because of a flush error",
@@ -58,6 +59,10 @@ marks! {
     DeleteHandedOver "a delete handed rows to the next snapshot",
     DeleteNewest "a delete made chunks dirty again",
     DeleteMiddle "a snapshot between two others was deleted",
+    DeleteMetStop "a delete came while a clean stop was recorded, and waited",
+    DeleteMetAttach "a delete came while the volume was attached, and waited",
+    DeleteDetached "a snapshot of a detached volume was deleted",
+    DirtiedDetached "a delete made chunks of a cleanly detached volume dirty",
     DeleteRefused "a delete met a snapshot that builds on its",
     Unchanged "a copy was found unchanged after an unclean stop",
     StaleCompare "a compare raced the deletion of what it compared with",
@@ -81,6 +86,7 @@ marks! {
     StoreGone "the store went away",
     StoreGoneWhileCompleting "the store went away while a snapshot was completing",
     CatalogErrorHealed "the catalog went on after a device error",
+    CatalogLost "a transaction's outcome stayed unknown",
     SlowCommand "a command took longer than a writer may wait",
 }
 

@@ -23,6 +23,7 @@ mod model;
 mod operator;
 mod oracle;
 mod readers;
+mod starts;
 mod swarm;
 mod views;
 mod world;
@@ -214,7 +215,7 @@ impl World {
             })
         });
         self.check_slots();
-        if !self.node().store_gone {
+        if !self.node().store_gone && !self.node().catalog_lost {
             self.check_catalog("at rest");
         }
         self.compare_all("at rest");

@@ -1,33 +1,17 @@
-//! What an operator does to a volume, and what befalls it: snapshots, deletes, settings, stops,
-//! power cuts and starts.
-
-use std::sync::Arc;
+//! What an operator does to a volume: snapshots, deletes, settings. Stops, power cuts and starts are in
+//! [`super::starts`].
 
 use uuid::Uuid;
 
-use super::glue::{Origin, crash_mode};
+use super::glue::Origin;
 use super::marks::Mark;
 use super::swarm::Operation;
-use super::views::SnapshotViews;
-use super::world::{Happening, Node, World, trace, violated};
+use super::world::{Happening, World, trace, violated};
 use crate::engine::controller::Aims;
 use crate::engine::events::Event;
-use crate::engine::records::{
-    CatalogRequest, SnapshotRecord, SnapshotSeq, SnapshotState, StagedRecord,
-};
-use crate::engine::{Chain, ChainError, CreatePlan, Engine, PolicyKind, Score, Settings};
-use crate::gate::{ChunkIndex, Gate, Initial, OperationNumber};
+use crate::engine::records::{CatalogRequest, SnapshotRecord, SnapshotSeq};
+use crate::engine::{ChainError, CreatePlan, PolicyKind, Score, Settings};
 use crate::store::sim_device::CrashMode;
-use crate::store::{Catalog, LoadedStore, LoadedVolume, SharedDevice, SlotAllocator};
-
-/// What a volume starts from.
-struct Parts {
-    state: LoadedVolume,
-    slots: SlotAllocator,
-    views: SnapshotViews,
-    chain: Chain,
-    catalog: Catalog,
-}
 
 impl World {
     pub fn operator(&mut self) {
@@ -35,8 +19,9 @@ impl World {
             return;
         }
         self.operations_left -= 1;
-        if !self.node().draining {
-            let operation = self.swarm.operation(&mut self.random);
+        let operation = self.swarm.operation(&mut self.random);
+        // Nothing stands between a volume that is being removed and a deletion.
+        if !self.node().draining || operation == Operation::Delete {
             trace!(self, "operation {operation:?}");
             self.operate(operation);
         }
@@ -183,7 +168,12 @@ impl World {
         self.apply(Event::Abort("given up by the operator".into()));
     }
 
-    fn delete(&mut self) {
+    pub fn delete(&mut self) {
+        if self.node().stop_sent {
+            self.mark(Mark::DeleteMetStop);
+            self.deletion_waits = true;
+            return;
+        }
         let records: Vec<_> = self.node().chain.records().cloned().collect();
         if records.is_empty() {
             return;
@@ -218,7 +208,7 @@ impl World {
 
     // ---- settings -----------------------------------------------------------------------------
 
-    fn settings(&self) -> Settings {
+    pub fn settings(&self) -> Settings {
         Settings {
             policy: self.swarm.policy,
             staging_slots_max: self.swarm.staging_slots_max,
@@ -245,281 +235,5 @@ impl World {
             self.random.chance(300).then(|| self.random.pick(&[8 << 20, 64 << 20]));
         let (settings, now) = (self.settings(), self.micros());
         self.node().engine.set_settings(settings, now);
-    }
-
-    // ---- stop, crash, start -------------------------------------------------------------------
-
-    /// Asks the engine to stop once no command is left.
-    pub fn drain(&mut self) {
-        let quiet = self.commands.is_empty();
-        let node = self.node();
-        let quiet = quiet && node.parked.is_empty() && node.deleting.is_empty();
-        if node.draining && !node.stop_sent && quiet {
-            node.stop_sent = true;
-            // A clean stop trusts the master to be as it was: its cache is flushed before.
-            self.master.flush();
-            self.apply(Event::Stop);
-        }
-    }
-
-    /// The engine has saved what a clean start may trust, or could not.
-    pub fn stopped(&mut self, result: &Result<(), String>) {
-        trace!(self, "stopped: {result:?}");
-        let mut node = self.node.take().expect("a process is running");
-        if result.is_ok() {
-            self.mark(Mark::CleanRestart);
-        }
-        if node.under_way.is_some() {
-            violated!("stopped with a snapshot under way");
-        }
-        let store_gone = node.store_gone;
-        // A failure that could not be recorded, and its slots, are settled by a load only.
-        let unrecorded = |record: &SnapshotRecord| record.state == SnapshotState::Completing;
-        let stranded = node.engine.held_slots().len() > node.engine.droppable_slots().len()
-            || self.oracle.snapshots.values().any(unrecorded);
-        if !store_gone && !stranded && self.random.chance(400) {
-            return self.detach(node, result.is_ok());
-        }
-        // A process may also end without closing its database.
-        if self.random.chance(700) && !store_gone {
-            let _ = node.catalog.close();
-        }
-        drop(node);
-        self.begin_anew();
-        if store_gone {
-            let modes = [crash_mode(self), crash_mode(self)];
-            self.store = Arc::new(self.store.crash(modes[0], modes[1]));
-        }
-    }
-
-    /// Only the volume goes; its store stays open, and the volume comes back to it.
-    fn detach(&mut self, mut node: Node, stopped: bool) {
-        self.mark(Mark::Reattached);
-        if !(stopped && self.oracle.clean) {
-            // As the volume does: staged copies that were not saved are nobody's.
-            for slot in node.engine.droppable_slots() {
-                node.slots.release(slot);
-            }
-        }
-        node.copies.clear();
-        self.detached = Some(node);
-        self.begin_anew();
-    }
-
-    /// The volume comes back to a store that was never closed.
-    fn reattach(&mut self, node: Node) -> Option<&'static str> {
-        let state = node.catalog.load_state(self.volume).expect("no faults are planned");
-        if let Some(difference) = self.oracle.difference(&state, &node.catalog) {
-            violated!("catalog at a reattach: {difference}");
-        }
-        let Node { slots, views, chain, catalog, .. } = node;
-        // In memory, interrupted snapshots are over: the engine has ended each.
-        for expected in self.model.snapshots.values_mut() {
-            expected.complete = true;
-        }
-        self.start(Parts { state, slots, views, chain, catalog })
-    }
-
-    /// Power goes, or with `KeepAll` only the process.
-    pub fn power_cut(&mut self, mode: Option<CrashMode>) {
-        self.statistics.faults += 1;
-        self.mark(Mark::PowerCut);
-        let completing = self.node.as_ref().is_some_and(|node| node.under_way.is_some());
-        if completing {
-            self.mark(Mark::PowerCutWhileCompleting);
-        }
-        if mode.is_none() {
-            self.master.crash(&mut self.random);
-        }
-        let modes = [(); 2].map(|()| mode.unwrap_or_else(|| crash_mode(self)));
-        trace!(self, "power cut, {modes:?}");
-        let crashed = Arc::new(self.store.crash(modes[0], modes[1]));
-        self.store.catalog.stop_at(0);
-        self.node = None;
-        self.store = crashed;
-        self.begin_anew();
-    }
-
-    /// Forgets what the process had under way and starts the next one soon.
-    fn begin_anew(&mut self) {
-        self.generation += 1;
-        self.commands.clear();
-        self.readers.iter_mut().for_each(|reader| *reader = None);
-        let complete = self.oracle_complete();
-        // What the last transaction said may or may not be durable: the start decides.
-        self.model.snapshots.retain(|seq, expected| expected.complete || complete.contains(seq));
-        self.after(1_000, Happening::Restart);
-    }
-
-    /// Snapshots that are complete on the device, or may be.
-    fn oracle_complete(&self) -> Vec<SnapshotSeq> {
-        [Some(&self.oracle), self.oracle_else.as_ref()]
-            .into_iter()
-            .flatten()
-            .flat_map(|oracle| oracle.snapshots.values())
-            .filter(|record| record.state == SnapshotState::Complete)
-            .map(|record| record.seq)
-            .collect()
-    }
-
-    pub fn restart(&mut self) {
-        let stop = self.plan_catalog_fault_in_load();
-        if let Some(node) = self.detached.take() {
-            self.store.catalog.heal();
-            let cut = self.reattach(node);
-            return self.started(cut);
-        }
-        let device: SharedDevice = self.store.clone();
-        let loaded = crate::store::load(&device);
-        if self.is_powerless(stop) {
-            drop(loaded);
-            self.mark(Mark::PowerCutInLoad);
-            return self.power_cut(None);
-        }
-        let loaded = match loaded {
-            Ok(loaded) => loaded,
-            Err(error) => violated!("the store cannot be loaded: {error:?}"),
-        };
-        self.settle_oracle(&loaded);
-        let mut loaded = loaded;
-        let volume = loaded.volumes.remove(0);
-        let chunk_count = self.geometry.chunk_count();
-        let cut = self.start(Parts {
-            slots: loaded.allocator,
-            views: SnapshotViews::new(chunk_count, volume.views),
-            chain: Chain::new(volume.state.snapshots.clone(), volume.state.last_seq),
-            state: volume.state,
-            catalog: loaded.catalog,
-        });
-        self.started(cut);
-    }
-
-    fn started(&mut self, cut: Option<&'static str>) {
-        if let Some(cut) = cut {
-            trace!(self, "power cut in the start: {cut}");
-            self.mark(Mark::PowerCutInLoad);
-            return self.power_cut(None);
-        }
-        self.compare_all("after a start");
-        self.check_slots();
-        self.after(0, Happening::Tick);
-        for client in 0..self.swarm.clients {
-            let delay = self.delay(self.swarm.think_us_max);
-            self.after(delay, Happening::Client(client));
-        }
-        for reader in 0..self.readers.len() {
-            self.after(0, Happening::ReaderStep(reader));
-        }
-        let delay = self.delay(self.swarm.operation_us_max);
-        self.after(delay, Happening::Operator);
-    }
-
-    fn plan_catalog_fault_in_load(&mut self) -> Option<u64> {
-        if !self.random.chance(self.swarm.load_cut_per_mille) {
-            return None;
-        }
-        let at = self.store.catalog.operations() + self.random.below(20);
-        self.store.catalog.stop_at(at);
-        Some(at)
-    }
-
-    /// Which of the possible states is on the device, and is it one of them?
-    fn settle_oracle(&mut self, loaded: &LoadedStore) {
-        let state = &loaded.volumes[0].state;
-        let first = self.oracle.clone().interrupted();
-        let second = self.oracle_else.take().map(super::oracle::Oracle::interrupted);
-        let difference = first.difference(state, &loaded.catalog);
-        match (difference, second) {
-            (None, _) => self.oracle = first,
-            (Some(_), Some(second)) if second.difference(state, &loaded.catalog).is_none() => {
-                self.mark(Mark::CommitSurvived);
-                self.oracle = second;
-            }
-            (Some(difference), _) => violated!("catalog after a start: {difference}"),
-        }
-        let report = loaded.catalog.check().expect("it was just loaded");
-        if !report.is_clean() {
-            violated!("catalog after a start: {:?}", report.problems);
-        }
-        let complete = self.oracle_complete();
-        self.model.snapshots.retain(|seq, _| complete.contains(seq));
-        for expected in self.model.snapshots.values_mut() {
-            expected.complete = true;
-        }
-    }
-
-    /// Sets the volume up as the target does; says if power went meanwhile.
-    fn start(&mut self, parts: Parts) -> Option<&'static str> {
-        let Parts { state, slots, views, chain, mut catalog } = parts;
-        let clean = state.record.clean;
-        let compare = !clean && views.newest_complete().is_some();
-        let initial = if clean { Initial::Clean } else { Initial::AllDirty };
-        let next = OperationNumber(state.record.operation_number.0 + 1);
-        let gate = Arc::new(Gate::new(self.geometry, initial, next).expect("small"));
-        if !clean {
-            gate.open_all();
-        }
-        let (settings, now) = (self.settings(), self.micros());
-        let mut engine = Engine::new(gate.clone(), self.volume, settings, compare, now);
-        engine.set_limits(self.swarm.limits);
-        for (word, bits) in &state.dirty_words {
-            for bit in (0..64).filter(|bit| bits >> bit & 1 == 1) {
-                assert!(gate.mark_dirty(ChunkIndex(word * 64 + bit)), "no cut is active");
-            }
-        }
-        self.note_restored(&state.staged);
-        for staged in state.staged {
-            engine.restore_staged(staged);
-        }
-        let request = CatalogRequest::OpenVolume { volume: self.volume };
-        let stop = self.plan_catalog_fault_in_load();
-        let opened = catalog.execute(request.clone());
-        let before = self.oracle.clone();
-        let expected = self.oracle.execute(&request);
-        expected.expect("the oracle opens any volume");
-        if self.is_powerless(stop) {
-            self.oracle_else = Some(before);
-            return Some("open");
-        }
-        if let Err(error) = opened {
-            violated!("the volume cannot be opened: {error}");
-        }
-        self.node = Some(Node {
-            lanes: std::array::from_fn(|_| gate.lane()),
-            gate,
-            engine,
-            chain,
-            slots,
-            views,
-            catalog,
-            catalog_queue: std::collections::VecDeque::new(),
-            copies: std::collections::BTreeMap::new(),
-            flush: None,
-            parked: std::collections::VecDeque::new(),
-            wakes_under_way: 0,
-            deleting: Vec::new(),
-            freed_in_transit: Vec::new(),
-            under_way: None,
-            draining: false,
-            stop_sent: false,
-            store_gone: false,
-            failed_before: false,
-        });
-        None
-    }
-
-    /// I7: staged copies come back from a clean stop only, and are what they were.
-    fn note_restored(&mut self, staged: &[StagedRecord]) {
-        if staged.is_empty() {
-            return;
-        }
-        // That they are those that the last close has saved was compared with the oracle.
-        if !self.oracle.clean {
-            violated!("I7: staged copies after an unclean stop: {staged:?}");
-        }
-        self.mark(Mark::StagedRestored);
-        if staged.iter().any(|staged| staged.block_map != 0) {
-            self.mark(Mark::OutdatedRestored);
-        }
     }
 }

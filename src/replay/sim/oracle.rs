@@ -116,6 +116,11 @@ impl Oracle {
                 }
             }
         }
+        if self.clean {
+            for chunk in &dirtied {
+                *self.dirty.entry(chunk.0 / 64).or_default() |= 1 << (chunk.0 % 64);
+            }
+        }
         Ok(CatalogReply::Deleted { freed, dirtied, handed_over })
     }
 

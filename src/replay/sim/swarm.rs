@@ -11,6 +11,8 @@ pub(super) struct Swarm {
     pub volume_lbas: u64,
     pub slot_count: u32,
     pub store_block_bytes: u32,
+    /// The catalog's flushes do not make slots durable.
+    pub flushes_apart: bool,
     pub clients: usize,
     pub readers: usize,
     /// Commands of the whole history.
@@ -123,6 +125,7 @@ impl Swarm {
             // Rounded, so that few kinds of formatted devices are needed.
             slot_count: ((chunks * room + r.below(4)) as u32).next_multiple_of(4),
             store_block_bytes: r.pick(&[512, 4096, 4096, 4096]),
+            flushes_apart: r.chance(500),
             clients: r.between(1, 6) as usize,
             readers: r.between(0, 3) as usize,
             commands: r.between(10, 90),
@@ -172,6 +175,14 @@ impl Swarm {
             left -= weight;
         }
         unreachable!("the number was below the sum of the weights")
+    }
+
+    /// Whether snapshots are deleted at all.
+    pub fn deletes(&self) -> bool {
+        Operation::ALL
+            .iter()
+            .zip(self.weights)
+            .any(|(operation, weight)| *operation == Operation::Delete && weight > 0)
     }
 
     /// Nothing goes wrong any more: histories end with everything settled.

@@ -20,7 +20,7 @@ use crate::engine::records::{SlotIndex, SnapshotSeq, VolumeId};
 use crate::engine::{Chain, Engine};
 use crate::gate::{ChunkIndex, Gate, Geometry, Lane};
 use crate::store::sim_device::SimDevice;
-use crate::store::{Catalog, SlotAllocator};
+use crate::store::{Catalog, LoadedVolume, SlotAllocator};
 
 /// Stops the history: an invariant is broken. The runner catches it and names the seed.
 macro_rules! violated {
@@ -49,7 +49,14 @@ pub(super) enum Happening {
     Operator,
     /// The caller of a create has waited long enough.
     CreateTimeout(SnapshotSeq),
+    /// The store is loaded.
     Restart,
+    /// The volume of an open store is attached: first what is known of it is loaded.
+    Attach,
+    /// Then it is opened.
+    Open,
+    /// A snapshot is deleted, whatever state the volume is in.
+    Delete,
 }
 
 /// Channels of the volume.
@@ -83,7 +90,19 @@ pub(super) struct Node {
     pub draining: bool,
     pub stop_sent: bool,
     pub store_gone: bool,
+    /// A transaction's outcome is unknown, and nothing can be read.
+    pub catalog_lost: bool,
     pub failed_before: bool,
+}
+
+/// A store that is open while its volume is not.
+pub(super) struct Detached {
+    pub slots: SlotAllocator,
+    pub views: SnapshotViews,
+    pub chain: Chain,
+    pub catalog: Catalog,
+    /// What an attach that is under way has loaded.
+    pub loaded: Option<LoadedVolume>,
 }
 
 /// Counters of a history.
@@ -143,8 +162,10 @@ pub(super) struct World {
     /// What the catalog may hold instead, if the last transaction was cut short.
     pub oracle_else: Option<Oracle>,
     pub node: Option<Node>,
-    /// A volume that was detached from a store that stays open.
-    pub detached: Option<Node>,
+    /// The store is open, its volume is not.
+    pub detached: Option<Detached>,
+    /// A deletion waits until a stop is through.
+    pub deletion_waits: bool,
     pub commands: BTreeMap<u32, Command>,
     pub command_count: u32,
     pub commands_left: u64,
@@ -178,7 +199,7 @@ impl World {
             }
         }
         Self {
-            store: Arc::new(StoreDisk::new(disk, swarm.slot_count, slot_tags)),
+            store: Arc::new(StoreDisk::new(disk, swarm.flushes_apart, swarm.slot_count, slot_tags)),
             master,
             geometry,
             volume,
@@ -195,6 +216,7 @@ impl World {
             oracle_else: None,
             node: None,
             detached: None,
+            deletion_waits: false,
             commands: BTreeMap::new(),
             command_count: 0,
             commands_left: swarm.commands,
@@ -210,6 +232,13 @@ impl World {
 
     pub fn micros(&self) -> Micros {
         Micros(self.now)
+    }
+
+    /// The catalog of the store that is open.
+    pub fn catalog(&self) -> &Catalog {
+        let running = self.node.as_ref().map(|node| &node.catalog);
+        let detached = || self.detached.as_ref().map(|detached| &detached.catalog);
+        running.or_else(detached).expect("a store is open")
     }
 
     pub fn mark(&mut self, mark: Mark) {
@@ -263,6 +292,9 @@ impl World {
             Happening::Operator => self.operator(),
             Happening::CreateTimeout(seq) => self.create_timeout(seq),
             Happening::Restart => self.restart(),
+            Happening::Attach => self.attach(),
+            Happening::Open => self.open(),
+            Happening::Delete => self.delete_any_time(),
         }
         self.check();
         true

@@ -299,7 +299,7 @@ fn one_device_error_fails_one_request_at_most() {
             }
             let before = content(&catalog);
             let at = sim.operations() + operation;
-            sim.fail_operation(at);
+            sim.fail_operations(at..at + 1);
             let outcome = step(&mut catalog);
             let reached = sim.operations() > at;
             let now = content(&catalog);
@@ -323,4 +323,47 @@ fn one_device_error_fails_one_request_at_most() {
         }
         assert!(failures > 0, "{name} never failed");
     }
+}
+
+/// A commit fails, and so does finding out whether it happened. Whoever asked takes it for failed, so no
+/// later request may find otherwise; only a load may, which tells everybody anew.
+///
+/// Fails when the catalog goes on after an unknown outcome once the device is back.
+#[test]
+fn after_an_unknown_outcome_only_a_load_goes_on() {
+    let (mut unknown, mut survived) = (0, 0);
+    let (base, mut base_catalog) = format_fresh();
+    let superblock = Superblock::find(&*base).unwrap().superblock;
+    for (name, step) in script() {
+        let before = left_on(base.crash(CrashMode::LoseAll));
+        let start = base.crash(CrashMode::LoseAll);
+        step(&mut base_catalog).unwrap();
+        let after = left_on(base.crash(CrashMode::LoseAll));
+        for operation in 0.. {
+            let sim = Arc::new(start.fork());
+            let mut catalog = Catalog::open_as_left(sim.clone(), &superblock).unwrap();
+            let at = sim.operations() + operation;
+            sim.fail_operations(at..u64::MAX);
+            let outcome = step(&mut catalog);
+            let reached = sim.operations() > at;
+            sim.heal();
+            let what = format!("{name}, from operation {operation} on");
+            if outcome.is_ok() {
+                assert!(!reached, "{what}: acknowledged");
+                break;
+            }
+            match step(&mut catalog) {
+                Ok(()) => assert_eq!(content(&catalog), after, "{what}: done by the second try"),
+                Err(Error::Closed) => {
+                    unknown += 1;
+                    drop(catalog);
+                    let left = left_on(sim.crash(CrashMode::KeepAll));
+                    assert!(left == before || left == after, "{what}: {left:#?}");
+                    survived += u32::from(left == after);
+                }
+                Err(error) => panic!("{what}: {}", chain(&error)),
+            }
+        }
+    }
+    assert!(unknown > survived && survived > 0, "{survived} of {unknown} had happened");
 }
