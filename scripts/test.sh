@@ -33,11 +33,12 @@ declare -A stage_about=(
 	[docs]="rustdoc without warnings; links in Markdown lead somewhere"
 	[spdk]="tests with SPDK, the target among them"
 	[mutations]="every rule of the gate broken on purpose is noticed"
+	[sim-mutations]="the same for engine, store and what takes turns, by the simulator"
 )
 stages=(setup fmt shell clippy-pure pure loom clippy docs spdk model)
 stages_quick=(fmt shell clippy-pure pure)
-# Only by name: long, and of use to those who change the gate.
-stages_named=(mutations)
+# Only by name: long, and of use to those who change what holds I1 to I8.
+stages_named=(mutations sim-mutations)
 
 usage() {
 	cat <<EOF
@@ -61,6 +62,7 @@ Examples:
   scripts/test.sh --quick                    while working on a room without SPDK
   scripts/test.sh --stage spdk               only the tests with SPDK
   scripts/test.sh --stage mutations          break the gate's rules on purpose
+  scripts/test.sh --stage sim-mutations      break those of engine and store
 
 Status: 0 all passed, 1 something failed, 2 wrong usage.
 EOF
@@ -69,7 +71,7 @@ EOF
 list_stages() {
 	local name
 	for name in "${stages[@]}" "${stages_named[@]}"; do
-		printf '%-12s %s\n' "$name" "${stage_about[$name]}"
+		printf '%-14s %s\n' "$name" "${stage_about[$name]}"
 	done
 }
 
@@ -283,6 +285,10 @@ stage_spdk() {
 
 stage_mutations() {
 	check python3 tests/gate_mutations.py
+}
+
+stage_sim-mutations() {
+	check python3 tests/sim_mutations.py
 }
 
 # --- main ------------------------------------------------------------------------------------------

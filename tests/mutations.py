@@ -54,7 +54,7 @@ class Bench:
     tests: list
     # A mutant that livelocks counts as noticed.
     timeout_s: int
-    # Of the crate itself: 1 where compiling takes longer than running.
+    # Of the crate itself: 0 where compiling would take longer than running.
     opt_level: int = 3
 
     def make_crate(self, folder):

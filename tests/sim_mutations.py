@@ -50,16 +50,16 @@ MUTATIONS = [
     ("I2: copies are adopted with commands in flight", "gate/keeper.rs",
      "|| !seen.is_drained() || !right", "|| !right", "sim",
      "if !seen.is_drained() || (!seen.has", "if (!seen.has"),
-    ("I2: a copy that failed counts as staged", "engine/machine.rs",
+    ("I2: a copy that failed counts as staged", "engine/copying.rs",
      "self.gate.end_copy(job.chunk, result.is_ok(), job.taken)",
      "self.gate.end_copy(job.chunk, true, job.taken)", "sim engine::",
      "                let _ = self.gate.drop_staged(chunk);\n"
      "                slots.release(job.slot);\n                Err(Some(reason))",
      "                let _ = reason;\n"
      "                Ok(finished(job, Copied::Written { block_crcs: Box::new([0; 64]) }, slots))"),
-    ("I2: a refresh keeps the checksums of the blocks that it replaced", "engine/machine.rs",
+    ("I2: a refresh keeps the checksums of the blocks that it replaced", "engine/copying.rs",
      "if job.taken.0 >> block & 1 == 1 {", "if job.full && job.taken.0 >> block & 1 == 1 {", "sim"),
-    ("I2: 'unchanged' is trusted after what it was compared with is gone", "engine/machine.rs",
+    ("I2: 'unchanged' is trusted after what it was compared with is gone", "engine/copying.rs",
      "Ok(Copied::Unchanged) if job.stale =>", "Ok(Copied::Unchanged) if false =>", "engine::"),
     ("I2: 'unchanged' copies stay when what they were compared with is deleted", "engine/machine.rs",
      "if self.staged.get(&chunk).is_some_and(|s| s.content == Content::Unchanged) {", "if false {",
@@ -172,7 +172,7 @@ MUTATIONS = [
     ("I8: the slots of a failed snapshot leak", "engine/snapshot.rs",
      "            slots.release(slot);\n        }\n        self.failed();",
      "            let _ = (slot, &slots);\n        }\n        self.failed();", "sim engine::"),
-    ("I8: the slot of a copy that came too late leaks", "engine/machine.rs",
+    ("I8: the slot of a copy that came too late leaks", "engine/copying.rs",
      "                let _ = self.gate.drop_staged(chunk);\n                release(staged.content, slots);\n"
      "            }\n        } else {",
      "                let _ = (self.gate.drop_staged(chunk), staged);\n            }\n        } else {",
@@ -219,7 +219,7 @@ BENCH = mutations.Bench(
     command=command,
     tests=["sim", "engine::", "store::", "threads"],
     timeout_s=900,
-    opt_level=1,
+    opt_level=0,
 )
 
 if __name__ == "__main__":
