@@ -142,9 +142,12 @@ MUTATIONS = [
      "            remove_saved(&mut dirty, &mut staged, volume, OPERATION)?;\n"
      "            Ok(CatalogReply::Done)",
      "            let _ = (&mut dirty, &mut staged);\n            Ok(CatalogReply::Done)", "sim store::"),
-    ("I7: staged copies are saved before they are durable", "engine/stop.rs",
-     "        self.effects.push_back(Effect::FlushStore);", "        self.flushed_to_stop(true, slots);",
-     "sim engine::", "fn prepare_stop(&mut self)", "fn prepare_stop(&mut self, slots: &mut dyn SlotSpace)"),
+    ("I7: staged copies are saved before they are durable", "engine/machine.rs",
+     "                self.prepare_stop();",
+     "                self.prepare_stop();\n"
+     "                if self.effects.pop_back_if(|last| matches!(last, Effect::FlushStore)).is_some() {\n"
+     "                    self.flushed_to_stop(true, slots);\n                }",
+     "sim engine::"),
     ("I7: staged copies are saved although they are not durable", "engine/stop.rs",
      "        if !durable {", "        if !durable && false {", "engine::"),
     ("I7: the dirty chunks are not saved", "engine/stop.rs",

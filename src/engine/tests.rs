@@ -257,6 +257,20 @@ fn a_reader_waits_for_commands_in_flight_although_a_copy_runs() {
     assert_eq!(bench.engine.read_source(ChunkIndex(1)), Some(ReadSource::Rows));
 }
 
+/// I5: what is given up may lack anything.
+#[test]
+fn nothing_is_read_of_a_snapshot_that_was_given_up() {
+    let mut bench = Bench::new(4, 8);
+    bench.write(range(0, 0, 1));
+    bench.cut(1);
+    assert_eq!(bench.engine.read_source(ChunkIndex(0)), Some(ReadSource::Master));
+    bench.apply(Event::Abort("enough".into()));
+    assert_eq!(bench.engine.read_source(ChunkIndex(0)), None);
+    bench.catalog_done(CatalogStep::Fail);
+    assert_eq!(bench.engine.phase_name(), "redirty", "the copy under way has not ended");
+    assert_eq!(bench.engine.read_source(ChunkIndex(0)), None);
+}
+
 /// Regression: an assertion took every zero chunk for a first copy.
 #[test]
 fn a_refresh_of_all_blocks_may_find_zeros() {

@@ -35,6 +35,10 @@ impl World {
             node.stop_sent = true;
             // A clean stop trusts the master to be as it was: its cache is flushed before.
             self.master.flush();
+            if self.swarm.deletes() && self.random.chance(400) {
+                let delay = self.random.below(self.swarm.copy_us_max + 1);
+                self.after(delay, Happening::Delete);
+            }
             self.apply(Event::Stop);
         }
     }

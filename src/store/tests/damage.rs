@@ -175,6 +175,20 @@ fn damage_each_page(start: &SimDevice) {
     assert!(refused > 10 && harmless > 10, "{refused} refused, {harmless} harmless");
 }
 
+/// I8: whichever of the two wrote last, the other would show it.
+#[test]
+fn a_slot_with_two_owners_is_damage() {
+    let shared: SharedDevice = device();
+    let mut catalog = format(&shared, &options(false)).unwrap().catalog;
+    let volume = catalog.create_volume(volume_record("vol0", 100)).unwrap().id;
+    take(&mut catalog, volume, 1, &[(0, at_slot(7))]);
+    take(&mut catalog, volume, 2, &[(1, at_slot(7))]);
+    catalog.close().unwrap();
+    let error = load(&shared).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.to_string().contains("slot 7 has two owners"), "{error}");
+}
+
 #[test]
 fn a_volume_that_cannot_be_is_damage_and_no_panic() {
     let volume = |change: fn(&mut LoadedVolume)| {

@@ -204,6 +204,19 @@ fn deleting_hands_over_what_the_next_needs() {
     assert_eq!(catalog.check().unwrap().rows, 0);
 }
 
+/// I4: whoever asks has lost track.
+#[test]
+fn a_complete_snapshot_is_not_failed() {
+    let device: SharedDevice = device();
+    let mut catalog = format(&device, &options(false)).unwrap().catalog;
+    let volume = catalog.create_volume(volume_record("vol0", 100)).unwrap().id;
+    take(&mut catalog, volume, 1, &[(0, at_slot(0))]);
+    let before = content(&catalog);
+    let fail = CatalogRequest::FailSnapshot(snapshot_record(volume, 1, SnapshotState::Failed));
+    assert!(matches!(catalog.execute(fail), Err(Error::Refused { .. })));
+    assert_eq!(content(&catalog), before);
+}
+
 #[test]
 fn an_interrupted_snapshot_is_failed_at_load() {
     let sim = device();
