@@ -413,7 +413,7 @@ fn a_failed_snapshot_leaves_the_staged_copies_that_it_had_not_adopted() {
 }
 
 /// I2, I8. A writer that slept through the end of the cut would adopt the copy in its old epoch, for
-/// nobody, while the engine keeps it for the next snapshot (`tests/loom_gate.rs` has that writer).
+/// nobody, while the engine keeps it for the next snapshot.
 #[test]
 fn a_copy_that_is_kept_after_a_failure_is_of_the_present_epoch() {
     let mut bench = Bench::new(256, 8);

@@ -39,5 +39,4 @@ mod perf;
 mod prediction;
 mod removal;
 mod restart;
-mod turns;
 mod zcopy;
