@@ -120,6 +120,9 @@ MUTATIONS = [
      "            next = next.without(STAGED).with(ADOPTED);\n        }\n        if seen.epoch() < now.epoch {\n"
      "            next = next.without(STAGING);\n        }\n        self",
      "loom:given_up basic model"),
+    ("a chunk that is dirty again after giving up stays in its older epoch", "gate/keeper.rs",
+     "let next = if seen.epoch() < now.epoch { seen.at(now.epoch) } else { seen };", "let next = seen;",
+     "loom:sleeper"),
     ("giving up does not let writers in", "gate/clock.rs",
      "self.clock.fetch_and(!ACTIVE, Ordering::AcqRel);", "", "loom:given_up basic"),
     ("a full count overflows into the epoch", "gate/word.rs",

@@ -529,6 +529,32 @@ fn a_late_adoption_does_not_undo_a_preservation() {
     });
 }
 
+/// I2, I8. A writer sleeps from before a snapshot is given up, about to adopt a copy for it. The engine
+/// then looks at each copy that was not adopted and keeps it or frees its slot: what it saw must stay so.
+///
+/// Catches: a chunk that is dirty again after a give-up and stays in its older epoch.
+#[test]
+fn a_sleeper_adopts_nothing_once_its_snapshot_is_cleared_away() {
+    check(3, || {
+        let world = World::new(1, Initial::AllDirty);
+        let mut slots = [[0; CELLS]];
+        assert_eq!(world.copy(C0, &mut slots[0]), Some(CopyEnd::Valid));
+        let first = world.gate.cut().unwrap();
+        let writer = spawn_writers(&world, &[(0, 1)]);
+        thread::yield_now();
+        world.gate.finish_cut();
+        assert!(world.gate.mark_dirty(C0));
+        let kept = world.gate.view(C0).staged;
+        let mut walk = world.gate.dirty_walk(first.old_epoch);
+        while !world.gate.carry_over(&mut walk, 1) {}
+        assert_eq!(world.gate.view(C0).staged, kept, "the engine has not changed it");
+        let second = world.gate.cut().unwrap();
+        world.complete(&second, &mut slots);
+        let (cells, _) = expected(join(writer), &[(0, 1)], &second);
+        assert_eq!(slots[0], cells);
+    });
+}
+
 /// I6. A snapshot is given up in the middle of a preservation while a writer is at the chunk; the
 /// next snapshot has all of it.
 ///
