@@ -115,7 +115,7 @@ MUTATIONS = [
     ("I6: nobody looks how long a writer waits for a chunk that drains", "engine/snapshot.rs",
      "let (chunk, _) = waiting.find(|(_, since)| now.since(**since) > parked_us_max)?;",
      "let (chunk, _) = waiting.find(|(chunk, since)| now.since(**since) > parked_us_max\n"
-     "            && snapshot.pending.get(chunk) != Some(&Pending::Draining))?;", "sim engine::deadline"),
+     "            && snapshot.pending.get(chunk) != Some(&Pending::Draining))?;", "engine::tests::deadline"),
     ("I6: writers are not woken when the snapshot is given up", "engine/snapshot.rs",
      "        self.effects.push_back(Effect::WakeAll);\n", "", "sim"),
     ("I6: a writer is not woken when its chunk is settled", "engine/snapshot.rs",
