@@ -10,7 +10,7 @@
 //! | [`stack`] | the calls that make a contender's bdevs |
 //! | [`place`], [`target`], [`fio`], [`bed`] | processes |
 //! | [`trace`], [`latency`], [`meter`] | what goes in and what comes out |
-//! | [`load`], [`steps`], [`bench`] | kinds of scenarios: one run of one contender each |
+//! | [`load`], [`steps`], [`mod@bench`] | kinds of scenarios: one run of one contender each |
 //! | [`metric`], [`result`], [`report`] | figures, and how they are shown |
 //!
 //! Runs on the thread that calls; SPDK is in other processes only.
