@@ -57,7 +57,7 @@ METHODS = [
         ('chunk_size_kib', 'int', False, False, None,
          'Bytes per chunk; must equal the store\'s slot size. (power of two, 64 to 4096, KiB; default: the store\'s slot size)'),
         ('policy', 'str', False, False, ['off', 'idle', 'deadline', 'rate', 'likely', 'lstm'],
-         'When staged copies are made ahead of a snapshot: off, never; idle, once a dirty chunk was not written for idle_ms; deadline, as late before the next snapshot as copying takes; the others, once a predictor gives a chunk a score of threshold: rate and lstm score how likely a copy made now is to be of use, likely how likely the chunk is to be written. ("off" or "idle" or "deadline" or "rate" or "likely" or "lstm"; default: "lstm")'),
+         'When staged copies are made ahead of a snapshot: off, never; idle, once a dirty chunk was not written for idle_ms; deadline, as late before the next snapshot as copying takes; the others, once a predictor gives a chunk a score of threshold: rate and lstm score how likely a copy made now is to be of use, likely how likely the chunk is to be written. ("off" or "idle" or "deadline" or "rate" or "likely" or "lstm"; default: "idle")'),
         ('idle_ms', 'int', False, False, None,
          'How long a chunk must rest before policy idle stages it. (number, 1 to 86400000, ms; default: 1000)'),
         ('threshold', 'float', False, False, None,

@@ -31,8 +31,9 @@ const POLICY: Param = Param::choice(
      others, once a predictor gives a chunk a score of `threshold`: `rate` and `lstm` score \
      how likely a copy made now is to be of use, `likely` how likely the chunk is to be written.",
 );
-/// What a volume does unless it is told otherwise.
-const POLICY_DEFAULT: &str = "\"lstm\"";
+/// What a volume does unless it is told otherwise: what leaves least to copy at a cut, also when nobody
+/// knows when that comes (docs/prediction.md has the measurements).
+const POLICY_DEFAULT: &str = "\"idle\"";
 const THRESHOLD: Param = Param::share(
     "threshold",
     "Score from which on policies `deadline`, `rate`, `likely` and `lstm` stage a chunk; 0: 0.5, which \

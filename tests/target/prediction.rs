@@ -224,7 +224,7 @@ fn a_volume_serves_on_while_the_predictor_stands_still() {
     target.stop();
 }
 
-/// The default policy is the model, which learns on. It has one thread, off the reactor's core, and starts no other.
+/// The model serves and learns on. It has one thread, off the reactor's core, and starts no other.
 ///
 /// Fails when a crate of the network's spreads work over cores, or the thread stays where it was born.
 #[test]
