@@ -665,6 +665,9 @@ impl Engine {
         }
         let taken = std::mem::take(&mut snapshot.slots_taken);
         let name = snapshot.record.name.clone();
+        if let (false, Some(why)) = (gone, &mut snapshot.record.reason) {
+            why.push_str("; that could not be recorded: unload the store and load it again");
+        }
         self.stranded.extend(taken);
         self.failed();
         if !gone {
