@@ -7,7 +7,7 @@
 //! - after a crash it may be longer than the layout, then redb takes over the longer one, but
 //!   never shorter: redb flushes after growing before it uses the new pages, and shrinks only once
 //!   the smaller layout is durable, so the last length or a former one is always right;
-//! - new bytes read as zeros;
+//! - new bytes read as zeros, or are written before they are read;
 //! - one failed call makes its `Database` fail for good: the catalog then opens it anew.
 //!
 //! Runs on the catalog's thread only.
@@ -141,9 +141,13 @@ impl Region {
         let region = Self::new(device, offset, size_bytes, length);
         if let Some(fault) = lost {
             // The lost one may have been the newer one, with a greater length. Too long is always
-            // right, and the next record goes to the place of the lost one.
+            // right, and the next record goes to the place of the lost one. What is behind the
+            // length that is known may be the file's, so it is not zeroed: redb writes a page
+            // before it reads it.
             tracing::warn!(fault, "a length record of the catalog is damaged; it is replaced");
-            region.extend_to_max()?;
+            let replaced = region.write_length(region.length_bytes_max());
+            replaced.map_err(|source| region.error("write", source))?;
+            region.flush().map_err(|source| region.error("flush", source))?;
         }
         Ok(region)
     }

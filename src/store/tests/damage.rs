@@ -175,6 +175,38 @@ fn damage_each_page(start: &SimDevice) {
     assert!(refused > 10 && harmless > 10, "{refused} refused, {harmless} harmless");
 }
 
+/// Fails when the file is taken to end where the former record says and the rest is zeroed.
+#[test]
+fn a_lost_length_record_costs_nothing_of_the_catalog() {
+    let sim = device();
+    let shared: SharedDevice = sim.clone();
+    let mut catalog = format(&shared, &options(false)).unwrap().catalog;
+    let volume = catalog.create_volume(volume_record("vol0", 20_000)).unwrap().id;
+    // The file grows with it, so that the newer record has the greater length.
+    let rows: Vec<_> = (0..20_000).map(|chunk| (chunk, SlotRef::Zero)).collect();
+    take(&mut catalog, volume, 1, &rows);
+    let expected = content(&catalog);
+    let in_use = sim.crash(CrashMode::LoseAll);
+    catalog.close().unwrap();
+    for start in [in_use, sim.crash(CrashMode::LoseAll)] {
+        for record in region::layout::LENGTH_OFFSETS {
+            let at = layout::HEADER_BYTES + record;
+            let unreadable = Arc::new(start.fork());
+            unreadable.fail_reads(at, at + 512);
+            let damaged = Arc::new(start.fork());
+            damage(&damaged, at + region::layout::AT_LENGTH as u64);
+            for found in [unreadable, damaged] {
+                for _ in 0..2 {
+                    let shared: SharedDevice = found.clone();
+                    let mut loaded = load(&shared).unwrap();
+                    assert_eq!(content(&loaded.catalog), expected, "record at {record}");
+                    loaded.catalog.close().unwrap();
+                }
+            }
+        }
+    }
+}
+
 /// I8: whichever of the two wrote last, the other would show it.
 #[test]
 fn a_slot_with_two_owners_is_damage() {
