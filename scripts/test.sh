@@ -245,7 +245,7 @@ stage_pure() {
 stage_model() {
 	# The program of stage spdk, so that nothing is built twice. cargo test, where there is no nextest, runs all of it.
 	local only=()
-	if have_nextest; then only=(--filterset 'test(/^(predict|replay)::/)'); fi
+	if have_nextest; then only=(--filterset 'test(/^(predict|replay|perf::prediction)::/)'); fi
 	run_tests "$(nproc)" --lib "${only[@]}"
 }
 

@@ -8,6 +8,7 @@ mod perf;
 mod progress;
 mod render;
 mod replay;
+mod report;
 mod serve;
 #[cfg(feature = "spdk")]
 mod target;
@@ -16,6 +17,7 @@ mod tree;
 
 pub use perf::PerfArgs;
 pub use replay::ReplayArgs;
+pub use report::ReportArgs;
 pub use serve::{CoreList, LogLevel, ServeOptions};
 #[cfg(feature = "spdk")]
 pub use target::run as serve;
@@ -139,6 +141,7 @@ fn perform(request: &Request, console: &mut Console<'_>) -> Result<String, Failu
         Action::ListMethods => Ok(render::methods()),
         Action::Perf(args) => perf::run(args, request.json, console),
         Action::Replay(args) => replay::run(args, request.json, console),
+        Action::Report(args) => report::run(args, request.json, console),
         Action::Serve(options) => start(options).map(|()| String::new()).map_err(Failure::refused),
         Action::Train(options) => train(options, request.json, console),
         Action::Raw(method, params) => raw(request, method, params.as_ref()),

@@ -103,7 +103,7 @@ pub(super) fn run(
         policies = USUAL.map(|text| text.parse().expect("the usual ones are well formed")).to_vec();
     }
     let schedule = match args.irregular {
-        Some(seed) => Schedule::Irregular(seed),
+        Some(seed) => Schedule::irregular(seed),
         None => Schedule::Every(args.every),
     };
     let feature_set = fingerprint(&FEATURE_NAMES);

@@ -1,4 +1,4 @@
-//! The command tree: `serve`, `rpc`, `replay`, `perf` and `volume list` are written out, all other commands follow
+//! The command tree: `serve`, `rpc`, `replay`, `report`, `perf` and `volume list` are written out, all other commands follow
 //! from the table of methods.
 
 use std::ffi::OsString;
@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::heatmap::{self, HeatmapArgs};
 use super::perf::PerfArgs;
 use super::replay::ReplayArgs;
+use super::report::ReportArgs;
 use super::serve::ServeOptions;
 use super::train::{self, TrainOptions};
 use crate::rpc::schema::{Kind, Method, Param, Reply};
@@ -42,6 +43,8 @@ pub enum Action {
     Perf(Box<PerfArgs>),
     /// Replay traces; needs no target.
     Replay(Box<ReplayArgs>),
+    /// Replay traces under everything, and write a report; needs no target.
+    Report(Box<ReportArgs>),
     /// Train a model.
     Train(Box<TrainOptions>),
     /// Call a method of the table; parameters as given.
@@ -156,6 +159,11 @@ pub fn command() -> Command {
             ReplayArgs::augment_args(Command::new("replay"))
                 .about("Replays a block trace under several policies; needs no target")
                 .after_help(super::replay::HELP),
+        )
+        .subcommand(
+            ReportArgs::augment_args(Command::new("report"))
+                .about("Replays traces under every policy and reports what predicting is worth")
+                .after_help(super::report::HELP),
         )
         .subcommand(
             PerfArgs::augment_args(Command::new("perf"))
@@ -331,6 +339,7 @@ fn request(command: &mut Command, matches: &ArgMatches) -> Result<Request, clap:
         }
         ["perf"] => Action::Perf(Box::new(PerfArgs::from_arg_matches(leaf_matches)?)),
         ["replay"] => Action::Replay(Box::new(ReplayArgs::from_arg_matches(leaf_matches)?)),
+        ["report"] => Action::Report(Box::new(ReportArgs::from_arg_matches(leaf_matches)?)),
         ["train"] => Action::Train(Box::new(TrainOptions::from_arg_matches(leaf_matches)?)),
         ["volume", "list"] => Action::ListVolumes(leaf_matches.get_one("name").cloned()),
         ["rpc"] => rpc_action(command, leaf_matches)?,

@@ -270,6 +270,20 @@ fn rpc_help_is_of_the_method_if_there_is_one() {
 }
 
 #[test]
+fn report_reads_its_options() {
+    let Action::Report(args) = line("presnap report").unwrap().action else { panic!() };
+    assert!(args.traces.is_empty() && args.threads.is_none() && !args.quick);
+    assert_eq!(args.out.to_str(), Some("prediction-report"));
+    let text =
+        "presnap report a b --quick --threads 3 --workloads 0 --out o --model m --learned-from c,d";
+    let Action::Report(args) = line(text).unwrap().action else { panic!() };
+    assert_eq!((args.traces.len(), args.threads, args.workloads), (2, Some(3), Some(0)));
+    assert_eq!(args.learned_from.unwrap(), ["c", "d"]);
+    assert!(refusal("presnap report --model m").contains("--learned-from"));
+    assert!(refusal("presnap report --threads 0").contains("threads"));
+}
+
+#[test]
 fn replay_reads_its_options() {
     let Action::Replay(args) = line("presnap replay a.csv").unwrap().action else { panic!() };
     assert_eq!(args.every, 600_000_000);

@@ -12,6 +12,7 @@
 //! | [`trace`], [`latency`], [`meter`] | what goes in and what comes out |
 //! | [`load`], [`steps`], [`mod@bench`] | kinds of scenarios: one run of one contender each |
 //! | [`metric`], [`result`], [`report`] | figures, and how they are shown |
+//! | [`prediction`] | `presnap report`: what predicting is worth; replays traces in this process |
 //!
 //! Runs on the thread that calls; SPDK is in other processes only.
 // Figures for people; none is negative or near 2^52.
@@ -28,6 +29,7 @@ pub mod load;
 pub mod meter;
 pub mod metric;
 pub mod place;
+pub mod prediction;
 pub mod progress;
 pub mod report;
 pub mod result;

@@ -4,6 +4,7 @@
 // Shares and means are for people to read.
 #![allow(clippy::cast_precision_loss)]
 
+pub mod accesses;
 mod devices;
 mod foreground;
 mod glue;

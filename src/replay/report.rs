@@ -35,6 +35,16 @@ pub struct Left {
     pub commands: u64,
 }
 
+impl Left {
+    fn add(&mut self, other: Self) {
+        self.whole_chunks += other.whole_chunks;
+        self.whole_bytes += other.whole_bytes;
+        self.partial_chunks += other.partial_chunks;
+        self.partial_bytes += other.partial_bytes;
+        self.commands += other.commands;
+    }
+}
+
 /// Copies that were made ahead of snapshots, up to the last cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Staging {
@@ -54,6 +64,19 @@ pub struct Staging {
     pub refused: u64,
     /// Most staged copies at once.
     pub chunks_max: u64,
+}
+
+impl Staging {
+    fn add(&mut self, other: Self) {
+        self.first_copies += other.first_copies;
+        self.refreshes += other.refreshes;
+        self.commands += other.commands;
+        self.bytes += other.bytes;
+        self.wasted_bytes += other.wasted_bytes;
+        self.dropped += other.dropped;
+        self.refused += other.refused;
+        self.chunks_max = self.chunks_max.max(other.chunks_max);
+    }
 }
 
 /// Foreground commands that had to wait for a chunk to be preserved.
@@ -119,6 +142,41 @@ fn share(part: u64, whole: u64) -> f64 {
 }
 
 impl Report {
+    /// Takes in another replay of the same trace under the same policy: sums, the mean and the
+    /// greatest of times, and all snapshots.
+    pub fn add(&mut self, other: &Self) {
+        let complete = |report: &Self| report.snapshots.len() as u64 - report.failed;
+        let (own, others) = (complete(self), complete(other));
+        let complete_us = self.complete_us_mean * own + other.complete_us_mean * others;
+        self.complete_us_mean = complete_us / (own + others).max(1);
+        self.complete_us_max = self.complete_us_max.max(other.complete_us_max);
+        self.span_us += other.span_us;
+        self.modifications += other.modifications;
+        self.modified_bytes += other.modified_bytes;
+        self.required += other.required;
+        self.required_bytes += other.required_bytes;
+        self.adopted += other.adopted;
+        self.left.add(other.left);
+        self.staging.add(other.staging);
+        self.parked.commands += other.parked.commands;
+        self.parked.wait_us += other.parked.wait_us;
+        self.parked.wait_us_max = self.parked.wait_us_max.max(other.parked.wait_us_max);
+        self.failed += other.failed;
+        self.predictor_us += other.predictor_us;
+        self.snapshots.extend_from_slice(&other.snapshots);
+    }
+
+    /// Commands that a device saw for copies made ahead, each once to read and once to write, per
+    /// required chunk.
+    pub fn commands_per_required(&self) -> f64 {
+        share(self.staging.commands, self.required)
+    }
+
+    /// Bytes copied ahead per byte modified.
+    pub fn staged_per_modified(&self) -> f64 {
+        share(self.staging.bytes, self.modified_bytes)
+    }
+
     /// Share of required chunks that were adopted.
     pub fn adopted_share(&self) -> f64 {
         share(self.adopted, self.required)

@@ -6,7 +6,7 @@
 // Times and rates are drawn, not exact.
 #![allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::manual_midpoint)]
 
-use crate::monitor::{Access, AccessKind, FEATURE_NAMES, MonitorOptions};
+use crate::monitor::FEATURE_NAMES;
 use crate::predict::baseline::{Idle, Rate};
 use crate::predict::evaluate::{Line, evaluate, lines};
 use crate::predict::logistic::Logistic;
@@ -16,14 +16,15 @@ use crate::predict::sequences::Sequences;
 use crate::predict::train::{Progress, Source, TrainOptions, train};
 use crate::predict::{Lstm, Predictor};
 
-use super::trace::{TraceKind, TraceRecord};
+use super::accesses::{TICK_US, accesses};
+use super::trace::TraceRecord;
 use super::workload::{WORKLOADS, WorkloadOptions, generate};
 
 /// Chunk size that traces are measured with.
 const CHUNK_BYTES: u32 = 256 << 10;
 
 /// Length of a tick.
-const TICK_MS: u32 = 1000;
+const TICK_MS: u32 = (TICK_US / 1000) as u32;
 
 /// How a trace to learn from is shown: its times times this, in chunks of so many bytes.
 const VARIANTS: [(f64, u32); 5] =
@@ -91,27 +92,6 @@ pub enum Happening {
 /// Fingerprint of the features of this program.
 pub fn feature_set() -> u64 {
     fingerprint(&FEATURE_NAMES)
-}
-
-/// A trace as a monitor takes it, and the options to watch it with.
-pub fn accesses(
-    records: &[TraceRecord],
-    time_factor: f64,
-    chunk_bytes: u32,
-) -> (Vec<Access>, MonitorOptions) {
-    let end = records.iter().map(|r| r.offset_bytes + r.length_bytes).max().unwrap_or(1);
-    let chunks = end.div_ceil(u64::from(chunk_bytes)).min(u64::from(u32::MAX - 1)) as u32;
-    let of = |record: &TraceRecord| {
-        let kind = match record.kind {
-            TraceKind::Read => AccessKind::Read,
-            _ => AccessKind::Modify,
-        };
-        let time_us = (record.time_us as f64 * time_factor) as u64;
-        Access::new(record.offset_bytes, record.length_bytes, kind, time_us, chunk_bytes)
-    };
-    let mut options = MonitorOptions::new(chunks, chunk_bytes);
-    options.tick_us = u64::from(TICK_MS) * 1000;
-    (records.iter().map(of).collect(), options)
 }
 
 /// Trains a model on all traces that are not held out and on workloads, and measures it on all

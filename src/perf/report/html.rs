@@ -10,7 +10,7 @@ use crate::perf::metric::{Group, METRICS, Metric, Values, shown};
 use crate::perf::result::{Distribution, GoalResult, Row, ScenarioResult, Timeline};
 
 /// Style of the page.
-const STYLE: &str = include_str!("style.css");
+pub(super) const STYLE: &str = include_str!("style.css");
 /// Size of plots over the whole width, and of small ones.
 const WIDE: (f64, f64) = (1120.0, 340.0);
 const SMALL: (f64, f64) = (540.0, 230.0);
@@ -138,7 +138,7 @@ fn scenario(out: &mut String, result: &ScenarioResult) {
     );
 }
 
-fn list(out: &mut String, class: &str, title: &str, lines: &[String]) {
+pub(super) fn list(out: &mut String, class: &str, title: &str, lines: &[String]) {
     if lines.is_empty() {
         return;
     }
@@ -291,7 +291,7 @@ fn timelines(out: &mut String, result: &ScenarioResult, styles: &Styles) {
     out.push_str("</div>\n");
 }
 
-fn figure(out: &mut String, caption: &str, plot: &Plot) {
+pub(super) fn figure(out: &mut String, caption: &str, plot: &Plot) {
     let _ = writeln!(out, "<figure><figcaption>{caption}</figcaption>{}</figure>", plot.svg());
 }
 

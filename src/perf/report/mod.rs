@@ -1,6 +1,7 @@
 //! The report: `report.html`, `summary.json`, the terminal's table, and the history.
 
 mod html;
+pub(super) mod prediction;
 mod svg;
 mod text;
 
@@ -46,14 +47,19 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This one, now.
+    /// This one, now, where these programs run.
     pub fn of(programs: &Programs) -> Self {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let version = |program: &Path| {
             let output = Command::new(program).arg("--version").output();
             let text = output.map(|output| output.stdout).unwrap_or_default();
             String::from_utf8_lossy(&text).trim().to_owned()
         };
+        Self { presnap: version(&programs.presnap), fio: version(Path::new("fio")), ..Self::here() }
+    }
+
+    /// This one, now, where only this program runs.
+    pub fn here() -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
         let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
         let memory = read("/proc/meminfo");
@@ -66,8 +72,8 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             memory_gib: kib.unwrap_or(0.0) / f64::from(1 << 20),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            presnap: version(&programs.presnap),
-            fio: version(Path::new("fio")),
+            presnap: concat!("presnap ", env!("CARGO_PKG_VERSION")).to_owned(),
+            fio: String::new(),
             load_average: load.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0),
         }
     }

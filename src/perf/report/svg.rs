@@ -60,6 +60,8 @@ pub struct Line {
     pub upper: Vec<f64>,
     /// Whether its points are marked.
     pub marked: bool,
+    /// What each point is, for the pointer's tip; its values, if that is not said.
+    pub notes: Vec<String>,
 }
 
 /// A plot.
@@ -338,15 +340,20 @@ fn draw(out: &mut String, line: &Line, x: &Laid, y: &Laid) {
         line.colour
     );
     if line.marked {
-        for (at, value) in line.points.iter().filter(|point| shown(point.1)) {
+        for (place, (at, value)) in line.points.iter().enumerate() {
+            if !shown(*value) {
+                continue;
+            }
+            let tip = line.notes.get(place).map_or_else(
+                || format!("{name}: {} at {}", short(*value), short(*at)),
+                |note| escaped(note),
+            );
             let _ = write!(
                 out,
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{}\"><title>{name}: {} at {}</title></circle>",
+                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{}\"><title>{tip}</title></circle>",
                 x.place(*at),
                 y.place(*value),
-                line.colour,
-                short(*value),
-                short(*at)
+                line.colour
             );
         }
     }
