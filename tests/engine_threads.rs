@@ -163,7 +163,8 @@ impl Target {
     fn turn(&mut self) {
         while let Ok((chunk, sender)) = self.parked.try_recv() {
             self.waiting.entry(chunk).or_default().push(sender);
-            self.apply(Event::Parked(chunk));
+            let since = Micros(self.begun.elapsed().as_micros() as u64);
+            self.apply(Event::Parked { chunk, since });
         }
         match self.replies.pop_front() {
             Some(reply) => {

@@ -86,8 +86,13 @@ pub enum Event {
     },
     /// The store's write cache was flushed.
     FlushDone(Result<(), String>),
-    /// A foreground command waits for this chunk.
-    Parked(ChunkIndex),
+    /// A foreground command waits.
+    Parked {
+        /// For this chunk.
+        chunk: ChunkIndex,
+        /// Since when it has been waiting, for other chunks before included.
+        since: Micros,
+    },
     /// The snapshot under way is to be given up.
     Abort(String),
     /// A snapshot was deleted and these chunks are dirty again.

@@ -357,7 +357,7 @@ impl Engine {
             Event::CatalogDone { step, result } => self.catalog_done(now, step, result, slots),
             Event::CopyDone { job, result } => self.copy_done(now, job, result, slots),
             Event::FlushDone(result) => self.flush_done(now, result, slots),
-            Event::Parked(chunk) => self.parked(now, chunk, slots),
+            Event::Parked { chunk, since } => self.parked(now, chunk, since, slots),
             Event::Abort(reason) => self.fail(reason),
             Event::Dirtied(chunks) => self.dirtied(now, &chunks, slots),
             Event::StoreGone(reason) => self.store_is_gone(&reason, slots),

@@ -68,7 +68,7 @@ pub(super) struct Snapshot {
     draining: Vec<ChunkIndex>,
     /// Pending chunks that a foreground command waits for; they go first and unpaced.
     urgent: VecDeque<ChunkIndex>,
-    /// Chunks with parked commands, and since when.
+    /// Chunks with parked commands, and since when the first of these waits, not only here.
     waiting: FixedHashMap<ChunkIndex, Micros>,
     rows: Vec<SnapshotRow>,
     catalog_busy: bool,
@@ -400,8 +400,14 @@ impl Engine {
         }
     }
 
-    /// A foreground command is parked on `chunk`.
-    pub(super) fn parked(&mut self, now: Micros, chunk: ChunkIndex, slots: &mut dyn SlotSpace) {
+    /// A foreground command is parked on `chunk`, and has been parked, on others before it, `since`.
+    pub(super) fn parked(
+        &mut self,
+        now: Micros,
+        chunk: ChunkIndex,
+        since: Micros,
+        slots: &mut dyn SlotSpace,
+    ) {
         let gate = self.gate.clone();
         let active = self.snapshot.as_mut().filter(|s| s.phase == Phase::Copy);
         let Some(snapshot) = active else {
@@ -412,7 +418,8 @@ impl Engine {
             self.effects.push_back(Effect::Wake(chunk));
             return;
         }
-        snapshot.waiting.entry(chunk).or_insert(now);
+        let waiting = snapshot.waiting.entry(chunk).or_insert(since);
+        *waiting = since.min(*waiting);
         match snapshot.pending.get(&chunk) {
             // Its place in the queue is skipped when it comes up.
             Some(Pending::Queued) => snapshot.urgent.push_back(chunk),

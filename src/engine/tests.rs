@@ -96,6 +96,12 @@ impl Bench {
         std::iter::from_fn(|| self.engine.next_effect()).collect()
     }
 
+    /// A command that has not waited before waits for `chunk`.
+    fn parked(&mut self, chunk: u32) -> Vec<Effect> {
+        let since = self.now;
+        self.apply(Event::Parked { chunk: ChunkIndex(chunk), since })
+    }
+
     fn tick_after(&mut self, us: u64) -> Vec<Effect> {
         self.now.0 += us;
         self.apply(Event::Tick)
@@ -532,7 +538,7 @@ fn parked_chunks_go_first_and_unpaced() {
     bench.engine.set_settings(settings, Micros(0));
     bench.write(range(0, 0, 64 * CHUNK_LBAS));
     assert!(copies(&bench.cut(1)).is_empty(), "a byte a second");
-    let job = the_copy(&bench.apply(Event::Parked(ChunkIndex(40))));
+    let job = the_copy(&bench.parked(40));
     assert_eq!(job.chunk, ChunkIndex(40));
     let effects = bench.copy_done(&job, written());
     assert!(effects.iter().any(|e| matches!(e, Effect::Wake(ChunkIndex(40)))), "{effects:?}");

@@ -52,7 +52,7 @@ impl World {
             }
             Err(chunk) => {
                 self.parked.entry(chunk).or_default().push(command);
-                self.apply(Event::Parked(chunk));
+                self.apply(Event::Parked { chunk, since: Micros(command.since_us) });
             }
         }
     }

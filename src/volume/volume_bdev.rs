@@ -39,10 +39,18 @@ pub struct VolumeChannel {
     ring: Arc<AccessRing>,
 }
 
+/// What a command carries along.
+#[derive(Default)]
+pub struct CommandState {
+    /// How it came in through the gate.
+    passage: Option<Passage>,
+    /// When it was parked for the first time, in ticks.
+    parked_at: Option<u64>,
+}
+
 impl BdevDevice for VolumeDevice {
     type Channel = VolumeChannel;
-    /// How the command came in through the gate.
-    type IoState = Option<Passage>;
+    type IoState = CommandState;
 
     fn io_type_supported(&self, io_type: IoType) -> bool {
         match io_type {
@@ -121,7 +129,7 @@ fn zcopy_kind(io: &BdevIo<VolumeDevice>) -> Option<CommandKind> {
         (true, true) => Some(CommandKind::Read),
         (true, false) => Some(CommandKind::Write),
         // Counted at its start.
-        (false, _) if io.state().is_some() => None,
+        (false, _) if io.state().passage.is_some() => None,
         (false, _) => zcopy.commit.then_some(CommandKind::Write),
     }
 }
@@ -159,7 +167,7 @@ fn admit(mut io: BdevIo<VolumeDevice>, is_timed: bool) {
     let (device, channel, state) = io.parts();
     match channel.lane.enter(range) {
         Ok(passage) => {
-            *state = Some(passage);
+            state.passage = Some(passage);
             device.rings.record(&channel.ring, range, AccessKind::Modify, ticks);
             if is_timed {
                 io.forward_via(|channel| &channel.master, landed_timed);
@@ -176,7 +184,7 @@ fn landed(io: &mut BdevIo<VolumeDevice>, result: Result<(), IoError>) {
     // Well or not: a failed write may have changed some of its blocks.
     let range = range(io);
     let (_, channel, state) = io.parts();
-    if let Some(passage) = state.take() {
+    if let Some(passage) = state.passage.take() {
         channel.lane.leave(passage, range);
     }
     ended(io, result);
@@ -189,11 +197,13 @@ fn landed_timed(io: &mut BdevIo<VolumeDevice>, result: Result<(), IoError>) {
 }
 
 #[cold]
-fn park(io: BdevIo<VolumeDevice>, chunk: ChunkIndex) {
+fn park(mut io: BdevIo<VolumeDevice>, chunk: ChunkIndex) {
     let key = io.device().key;
     let range = range(&io);
+    // A command on many chunks may be parked on one after the other; its time does not begin anew.
+    let since_ticks = *io.state_mut().parked_at.get_or_insert_with(clock::now_ticks);
     let parked = io.park();
-    Thread::app().send(move || volume::parked(key, chunk, range, parked));
+    Thread::app().send(move || volume::parked(key, chunk, range, since_ticks, parked));
 }
 
 /// Sends a parked command to its reactor to enter again.
@@ -216,7 +226,7 @@ fn zcopy(mut io: BdevIo<VolumeDevice>) {
         io.forward_via(|channel| &channel.master, ended);
     } else if zcopy.start {
         lend(io);
-    } else if io.state().is_some() {
+    } else if io.state().passage.is_some() {
         io.forward_via(|channel| &channel.master, landed);
     } else if zcopy.commit {
         admit(io, false);
@@ -236,7 +246,7 @@ fn lend(mut io: BdevIo<VolumeDevice>) {
     // would have to wait for the end of its turn. Nor need the end come on the thread of the start.
     match device.gate.enter(range) {
         Entry::Entered { epoch, .. } => {
-            *state = Some(Passage::Counted(epoch));
+            state.passage = Some(Passage::Counted(epoch));
             device.rings.record(&channel.ring, range, AccessKind::Modify, ticks);
             io.forward_via(|channel| &channel.master, lent);
         }

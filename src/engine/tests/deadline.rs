@@ -24,7 +24,7 @@ fn hung_at_the_cut() -> (Bench, Lane, Passage) {
 #[track_caller]
 fn parks(bench: &mut Bench, chunk: u32) -> Vec<Effect> {
     assert!(matches!(bench.gate.enter(range(chunk, 0, 1)), Entry::Parked { .. }));
-    bench.apply(Event::Parked(ChunkIndex(chunk)))
+    bench.parked(chunk)
 }
 
 #[test]
@@ -41,6 +41,33 @@ fn a_writer_waits_no_longer_than_the_settings_allow() {
     failed_because(&ended, "waited for more than 10 ms for chunk 0");
     failed_because(&ended, "copying it to the store takes longer");
     assert!(bench.engine.is_busy(), "until the copy has ended");
+}
+
+/// A command on many chunks waits for one after the other: an unmap of the whole volume, say.
+///
+/// Fails when its time begins anew with each chunk.
+#[test]
+fn a_command_on_many_chunks_waits_no_longer_than_one_on_one() {
+    let mut bench = Bench::new(8, 8);
+    bench.engine.set_limits(Limits { copies_in_flight_max: 1, ..Limits::default() });
+    bench.write(range(0, 0, 8 * CHUNK_LBAS));
+    let mut job = the_copy(&bench.cut(1));
+    let since = bench.now;
+    for chunk in 0..8 {
+        let all = range(0, 0, 8 * CHUNK_LBAS);
+        assert_eq!(bench.gate.enter(all), Entry::Parked { chunk: ChunkIndex(chunk) });
+        bench.apply(Event::Parked { chunk: ChunkIndex(chunk), since });
+        let effects = bench.tick_after(4_000);
+        if bench.now.since(since) > 10_000 {
+            let first = effects.first();
+            assert!(matches!(first, Some(Effect::WakeAll)), "at {:?}: {effects:?}", bench.now);
+            bench.enter(all);
+            let ended = bench.catalog_done(CatalogStep::Fail);
+            return failed_because(&ended, "waited for more than 10 ms for chunk");
+        }
+        job = the_copy(&bench.copy_done(&job, written()));
+    }
+    panic!("the command waited for all of the volume");
 }
 
 /// Of commands that passed open chunks it is only known when all of them have left. So one that hangs

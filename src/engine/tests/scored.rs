@@ -80,7 +80,7 @@ fn a_snapshot_begins_with_the_chunks_that_are_written_soonest() {
     let effects = bench.cut(1);
     let jobs = copies(&effects);
     assert_eq!(chunks(&effects), [6, 3]);
-    bench.apply(Event::Parked(ChunkIndex(5)));
+    bench.parked(5);
     assert_eq!(chunks(&bench.copy_done(&jobs[0], written())), [5], "who waits goes before all");
     let mut left: Vec<u32> = Vec::new();
     let mut effects = bench.copy_done(&jobs[1], written());

@@ -4,7 +4,7 @@ use super::disks::Tag;
 use super::marks::Mark;
 use super::random::mix;
 use super::world::{Happening, LANES, World, trace};
-use crate::engine::events::Event;
+use crate::engine::events::{Event, Micros};
 use crate::gate::{ChunkIndex, ChunkState, Epoch, LbaRange, OperationNumber, Passage};
 
 /// A command between submission and acknowledgement.
@@ -22,6 +22,8 @@ pub(super) struct Command {
     pub landed: u64,
     pub stuck: bool,
     pub parked_times: u32,
+    /// When it was parked for the first time.
+    pub parked_at: Option<u64>,
 }
 
 /// A command that waits for a chunk.
@@ -29,6 +31,7 @@ pub(super) struct Command {
 pub(super) struct ParkedCommand {
     pub id: u32,
     pub chunk: ChunkIndex,
+    /// Since when it waits, for other chunks before included.
     pub since: u64,
 }
 
@@ -52,6 +55,7 @@ impl World {
             landed: 0,
             stuck: self.random.chance(self.swarm.stuck_per_mille),
             parked_times: 0,
+            parked_at: None,
         };
         self.commands.insert(id, command);
         self.submit(id);
@@ -122,25 +126,26 @@ impl World {
                 trace!(self, "command {id} {range:?} parked on {chunk}");
                 let command = self.commands.get_mut(&id).expect("submitted");
                 command.parked_times += 1;
+                let since = *command.parked_at.get_or_insert(now);
                 let again = command.parked_times > 1;
                 self.mark(if again { Mark::ParkedTwice } else { Mark::Parked });
-                self.node().parked.push_back(ParkedCommand { id, chunk, since: now });
+                self.node().parked.push_back(ParkedCommand { id, chunk, since });
                 let delay = self.random.below(self.swarm.message_us_max + 1);
-                self.after(delay, Happening::ParkedMessage(chunk));
+                self.after(delay, Happening::ParkedMessage(chunk, since));
                 if self.swarm.parks_all {
                     for other in self.geometry.chunks(range).filter(|other| *other > chunk.0) {
-                        self.after(delay, Happening::ParkedMessage(ChunkIndex(other)));
+                        self.after(delay, Happening::ParkedMessage(ChunkIndex(other), since));
                     }
                 }
             }
         }
     }
 
-    pub fn parked_message(&mut self, chunk: ChunkIndex) {
+    pub fn parked_message(&mut self, chunk: ChunkIndex, since: u64) {
         if !self.node().gate.is_cut_active() {
             self.mark(Mark::ParkedLate);
         }
-        self.apply(Event::Parked(chunk));
+        self.apply(Event::Parked { chunk, since: Micros(since) });
     }
 
     pub fn wake_message(&mut self, chunk: Option<ChunkIndex>) {

@@ -35,8 +35,8 @@ pub(super) enum Happening {
     Client(usize),
     /// A part of a command lands, or it completes.
     CommandStep(u32),
-    /// The engine's thread learns that a command waits.
-    ParkedMessage(ChunkIndex),
+    /// The engine's thread learns that a command waits, and since when.
+    ParkedMessage(ChunkIndex, u64),
     /// The command's thread learns that it may try again; `None` is every command.
     WakeMessage(Option<ChunkIndex>),
     Tick,
@@ -280,7 +280,7 @@ impl World {
         match happening {
             Happening::Client(client) => self.client(client),
             Happening::CommandStep(command) => self.command_step(command),
-            Happening::ParkedMessage(chunk) => self.parked_message(chunk),
+            Happening::ParkedMessage(chunk, since) => self.parked_message(chunk, since),
             Happening::WakeMessage(chunk) => self.wake_message(chunk),
             Happening::Tick => self.tick(),
             Happening::CatalogRun => self.catalog_run(),

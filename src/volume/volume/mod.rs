@@ -342,8 +342,15 @@ impl Volume {
 
     // ---- parked commands ----------------------------------------------------------------------
 
-    fn park(self: &Rc<Self>, chunk: ChunkIndex, range: LbaRange, io: ParkedIo<VolumeDevice>) {
+    fn park(
+        self: &Rc<Self>,
+        chunk: ChunkIndex,
+        range: LbaRange,
+        since_ticks: u64,
+        io: ParkedIo<VolumeDevice>,
+    ) {
         let entry = (io, clock::now_ticks());
+        let since = Micros(clock::ticks_to_us(since_ticks));
         self.parked.borrow_mut().entry(chunk).or_default().push(entry);
         // The command's other pending chunks too, so that they are preserved at the same time.
         let gate = &self.device.gate;
@@ -361,9 +368,9 @@ impl Volume {
                 )
             })
             .collect();
-        self.drive(Event::Parked(chunk));
+        self.drive(Event::Parked { chunk, since });
         for other in others {
-            self.drive(Event::Parked(other));
+            self.drive(Event::Parked { chunk: other, since });
         }
     }
 
@@ -475,10 +482,16 @@ impl Volume {
 
 // ---- what the reactors call ---------------------------------------------------------------------
 
-/// A command waits for `chunk`.
-pub fn parked(key: u64, chunk: ChunkIndex, range: LbaRange, io: ParkedIo<VolumeDevice>) {
+/// A command waits for `chunk`, and has waited, for others before it, since `since_ticks`.
+pub fn parked(
+    key: u64,
+    chunk: ChunkIndex,
+    range: LbaRange,
+    since_ticks: u64,
+    io: ParkedIo<VolumeDevice>,
+) {
     match world().volume_by_key(key) {
-        Some(volume) => volume.park(chunk, range, io),
+        Some(volume) => volume.park(chunk, range, since_ticks, io),
         // A volume stays while it has commands.
         None => volume_bdev::abort(io),
     }
