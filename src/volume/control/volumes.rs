@@ -424,7 +424,10 @@ pub async fn delete_volume(name: &str) -> Result<(), Failure> {
     let (store, known, id) = (Rc::clone(&volume.store), Rc::clone(&volume.known), volume.id);
     volume.detach().await;
     drop(volume);
-    if known.chain.borrow().is_empty()
+    // Somebody may be creating it again by now.
+    let Some(_not_attached) = world.attaching(name, &store) else { return Ok(()) };
+    if world.attached(&store, id).is_none()
+        && known.chain.borrow().is_empty()
         && store.gone.borrow().is_none()
         && let Err(error) = store.forget_volume(id).await
     {
