@@ -388,6 +388,11 @@ fn publish(volume: &Rc<Volume>, known: &KnownVolume, info: &BdevInfo) -> Result<
         }
         Err(error) => {
             world().volumes.borrow_mut().remove(&volume.key);
+            // Its staged copies are in memory only since it was opened.
+            let mut slots = volume.store.slots.borrow_mut();
+            for slot in volume.with_engine(Engine::droppable_slots) {
+                slots.release(slot);
+            }
             let message = format!("volume '{}' cannot be registered: {error}", record.name);
             Err(Failure::new(Sort::Exists, message))
         }
