@@ -1,5 +1,6 @@
 //! Volumes made, brought back and deleted.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,7 +114,14 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
     hooks::give_up(&options.base_bdev);
     check_master(&info, &options, &store)?;
     let key = world.next_key();
-    let master = Desc::open(&options.base_bdev, true, move |event| master_event(key, event))
+    // There is no volume yet that the event could go to.
+    let removed = Rc::new(Cell::new(false));
+    let is_removed = Rc::clone(&removed);
+    let on_event = move |event| {
+        is_removed.set(is_removed.get() || event == BdevEvent::Remove);
+        master_event(key, event);
+    };
+    let master = Desc::open(&options.base_bdev, true, on_event)
         .map_err(|error| Failure::opening(&options.base_bdev, error))?;
     master.claim().map_err(|error| Failure::opening(&options.base_bdev, error))?;
     let master_channel =
@@ -134,7 +142,11 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
     let opened =
         open_volume(key, &store, &known, options.clone(), &master, master_channel, &store_channel);
     let result = match opened.await {
-        Ok(volume) => publish(&volume, &known, &info),
+        Ok(volume) => publish(&volume, &known, &info).map(|()| {
+            if removed.get() {
+                volume.master_gone();
+            }
+        }),
         Err(failure) => Err(failure),
     };
     if result.is_err() && new {
