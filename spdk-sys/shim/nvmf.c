@@ -356,17 +356,6 @@ change_state(struct spdk_nvmf_subsystem *s, state_fn fn, psc_done_fn done, void 
 	return rc;
 }
 
-static int
-pause_all(struct spdk_nvmf_subsystem *s, spdk_nvmf_subsystem_state_change_done done, void *ctx)
-{
-#if PSC_SINCE(21, 1)
-	/* No namespace has to be quiet for what we change: hosts, listeners, namespaces added. */
-	return spdk_nvmf_subsystem_pause(s, 0, done, ctx);
-#else
-	return spdk_nvmf_subsystem_pause(s, done, ctx);
-#endif
-}
-
 int
 psc_nvmf_subsystem_start(struct spdk_nvmf_subsystem *s, psc_done_fn done, void *ctx)
 {
@@ -380,9 +369,24 @@ psc_nvmf_subsystem_stop(struct spdk_nvmf_subsystem *s, psc_done_fn done, void *c
 }
 
 int
-psc_nvmf_subsystem_pause(struct spdk_nvmf_subsystem *s, psc_done_fn done, void *ctx)
+psc_nvmf_subsystem_pause(struct spdk_nvmf_subsystem *s, uint32_t nsid, psc_done_fn done, void *ctx)
 {
-	return change_state(s, pause_all, done, ctx);
+	struct waiter *waiter = waiter_new(done, ctx);
+	int rc;
+
+	if (waiter == NULL) {
+		return -ENOMEM;
+	}
+#if PSC_SINCE(21, 1)
+	rc = spdk_nvmf_subsystem_pause(s, nsid, state_done, waiter);
+#else
+	(void)nsid; /* 20.07 pauses all of them */
+	rc = spdk_nvmf_subsystem_pause(s, state_done, waiter);
+#endif
+	if (rc != 0) {
+		free(waiter);
+	}
+	return rc;
 }
 
 int

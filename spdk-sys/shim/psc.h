@@ -400,7 +400,8 @@ int psc_nvmf_subsystem_listen(struct spdk_nvmf_subsystem *s, const struct psc_nv
 			      psc_done_fn done, void *ctx);
 int psc_nvmf_subsystem_start(struct spdk_nvmf_subsystem *s, psc_done_fn done, void *ctx);
 int psc_nvmf_subsystem_stop(struct spdk_nvmf_subsystem *s, psc_done_fn done, void *ctx);
-int psc_nvmf_subsystem_pause(struct spdk_nvmf_subsystem *s, psc_done_fn done, void *ctx);
+/* Commands to the namespace `nsid`, 0 for none, are done when this is, and others wait. */
+int psc_nvmf_subsystem_pause(struct spdk_nvmf_subsystem *s, uint32_t nsid, psc_done_fn done, void *ctx);
 int psc_nvmf_subsystem_resume(struct spdk_nvmf_subsystem *s, psc_done_fn done, void *ctx);
 int psc_nvmf_subsystem_destroy(struct spdk_nvmf_subsystem *s, psc_done_fn done, void *ctx);
 /* Identify Namespace of a read-only bdev of ours then shows the write-protect attribute. */

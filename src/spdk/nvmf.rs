@@ -253,14 +253,14 @@ pub async fn start(nqn: &str) -> Result<(), Errno> {
     control(|done, ctx| unsafe { sys::psc_nvmf_subsystem_start(subsystem, done, ctx) }).await
 }
 
-/// Pauses a subsystem, for a change.
+/// Pauses a subsystem, for a change; the namespace `nsid`, if it is not 0, has no command under way then.
 ///
 /// # Errors
 /// As with [`start`].
-pub async fn pause(nqn: &str) -> Result<(), Errno> {
+pub async fn pause(nqn: &str, nsid: u32) -> Result<(), Errno> {
     let subsystem = find(nqn)?;
     // SAFETY: on the app thread, found just now.
-    control(|done, ctx| unsafe { sys::psc_nvmf_subsystem_pause(subsystem, done, ctx) }).await
+    control(|done, ctx| unsafe { sys::psc_nvmf_subsystem_pause(subsystem, nsid, done, ctx) }).await
 }
 
 /// Resumes a paused subsystem.
@@ -278,7 +278,8 @@ pub async fn resume(nqn: &str) -> Result<(), Errno> {
 /// # Errors
 /// As with [`start`]; `ENOENT` without the namespace.
 pub async fn remove_ns(nqn: &str, nsid: u32) -> Result<(), Errno> {
-    pause(nqn).await?;
+    // Removing it closes its bdev, which must have no command under way.
+    pause(nqn, nsid).await?;
     let removed = find(nqn).and_then(|subsystem| {
         // SAFETY: on the app thread, found just now, paused.
         Errno::check(unsafe { sys::psc_nvmf_subsystem_remove_ns(subsystem, nsid) })
