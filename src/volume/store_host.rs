@@ -273,6 +273,11 @@ impl StoreHost {
         Failure::of_store(&format!("store '{}'", self.name), error)
     }
 
+    /// It is closed, or will be: nothing new may be made of it.
+    pub fn is_closing(&self) -> bool {
+        self.gone.borrow().is_some() || self.thread.borrow().is_none()
+    }
+
     fn is_gone(&self) -> Failure {
         let reason = self.gone.borrow().clone().unwrap_or_else(|| "it was unloaded".to_owned());
         Failure::new(
@@ -380,10 +385,11 @@ impl StoreHost {
 
     /// Closes the store: snapshot bdevs go, the catalog is closed, the device is let go of.
     pub async fn close(&self) {
+        // First of all, for it says that the store is closing.
+        let thread = self.thread.borrow_mut().take();
         for known in self.all_known() {
             snapshots::retract_all(&known).await;
         }
-        let thread = self.thread.borrow_mut().take();
         if let Some(thread) = thread {
             // Stopping waits for the thread, which may be waiting for this one.
             let (sender, receiver) = oneshot();

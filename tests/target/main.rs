@@ -39,4 +39,5 @@ mod perf;
 mod prediction;
 mod removal;
 mod restart;
+mod turns;
 mod zcopy;

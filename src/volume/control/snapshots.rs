@@ -251,7 +251,8 @@ async fn drop_record_now(
             CatalogReply::Done
         }
         Err(error) => {
-            if had_bdev {
+            // The bdev of a store that is closing would hold on to its device for ever.
+            if had_bdev && !store.is_closing() {
                 snapshots::publish(store, known, &record);
             }
             return Err(store.failure(&error));
