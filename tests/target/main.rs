@@ -11,14 +11,17 @@
 //! | | test | broken on purpose |
 //! | --- | --- | --- |
 //! | I1 | `cut::a_completing_snapshot_reads...` * | a pending chunk's writes are not parked |
-//! | | `cut::commands_that_span_chunks...` | |
+//! | | `cut::commands_that_span_chunks...` * | only the first chunk of a command has to be open; or to be not pending |
 //! | | `zcopy::a_snapshot_has_an_open...` * | a zero copy does not enter the gate, or leaves at its start |
 //! | I2 | `cut::snapshots_under_nvme_tcp_load...` * | `Gate::end_copy` forgets the block map |
 //! | I3 | `cut::a_completing_snapshot_reads...` * | a pending chunk's writes are not parked |
 //! | I4 | `lifecycle::the_other_snapshots_stay...` * | a delete frees the slots that it hands over |
-//! | I5 | `restart::a_kill_under_load...` | |
+//! | I5 | `restart::a_kill_under_load...` * | an interrupted snapshot is complete after the start |
 //! | I6 | `faults::a_failing_store...` * | parked commands are aborted when the snapshot fails |
 //! | I7 | `restart::a_kill_under_load...` * | every start takes the last stop for a clean one |
+//! | | `turns::a_clean_stop...`, `a_volume_that_is_detached...` * | a deletion, or a clean stop, takes no turn |
+//! | | `turns::a_deletion_waits_for_an_attach` * | an attach takes no turn |
+//! | | `turns::an_attach_keeps...` * | attaches of one name at a time |
 //! | I8 | `lifecycle::the_other_snapshots_stay...` * | a delete frees no slots |
 #![cfg(feature = "spdk")]
 

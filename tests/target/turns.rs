@@ -103,6 +103,18 @@ fn slow_deletion(target: &Process) -> Sent {
     deletion
 }
 
+/// Starts to attach the volume, which then takes a while.
+fn slow_attach(target: &Process) -> Sent {
+    slow_reads(target, SLOW_READ_US);
+    let volume = json!({"name": "vol0", "base_bdev": "slowm", "store": "store0", "policy": "off"});
+    let attach = Sent::new(target, "bdev_presnap_create", &volume);
+    // What was saved is loaded when the master is claimed, then some of the master is read.
+    wait_for("the master is claimed", SOON, || {
+        (bdev(target, "slowm")?["claimed"] == true).then_some(())
+    });
+    attach
+}
+
 fn assert_under_way(target: &Process) {
     let b = target.get_snapshot("vol0", "b");
     assert!(b.is_some(), "the deletion was over too soon to show anything");
@@ -166,25 +178,70 @@ fn a_clean_stop_waits_for_a_deletion() {
 /// I7: a volume is being attached when a snapshot is to be deleted. Its chunks become dirty in the gate,
 /// which has taken over from what was saved.
 ///
-/// Fails when the deletion or the attach does not take turns.
+/// Fails when the attach does not take turns. (The deletion waits before it takes its own, too.)
 #[test]
 fn a_deletion_waits_for_an_attach() {
     let bench = Bench::new();
     let target = bench.agent("target", "0x1");
     two_snapshots(&bench, &target);
     target.call("bdev_presnap_delete", json!({"name": "vol0"}));
-    slow_reads(&target, SLOW_READ_US);
-    let volume = json!({"name": "vol0", "base_bdev": "slowm", "store": "store0", "policy": "off"});
-    let attach = Sent::new(&target, "bdev_presnap_create", &volume);
-    // What was saved is loaded when the master is claimed, then some of the master is read.
-    wait_for("the master is claimed", SOON, || {
-        (bdev(&target, "slowm")?["claimed"] == true).then_some(())
-    });
+    let attach = slow_attach(&target);
     let deletion = Sent::new(&target, "presnap_snapshot_delete", &b());
     assert!(bdev(&target, "vol0").is_none(), "attached too soon to show anything");
     attach.works();
     deletion.works();
     slow_reads(&target, 0);
+    assert_nothing_lost(&target);
+    target.stop();
+}
+
+/// A volume is being attached: neither is it attached once more meanwhile, nor is its store closed.
+///
+/// Fails when an attach does not keep others of its name out (`World::attaching`).
+#[test]
+fn an_attach_keeps_others_out() {
+    let bench = Bench::new();
+    let target = bench.agent("target", "0x1");
+    two_snapshots(&bench, &target);
+    target.call("bdev_presnap_delete", json!({"name": "vol0"}));
+    target.malloc("m1", VOLUME_MIB, 512);
+    let attach = slow_attach(&target);
+    let other = json!({"name": "vol0", "base_bdev": "m1", "store": "store0"});
+    let refused = |method: &str, params: Value, code: Errno| {
+        let error = target.try_call(method, params).expect_err("an attach is under way");
+        assert_eq!(error.code, code.code(), "{error}");
+    };
+    refused("bdev_presnap_create", other, Errno::Exist);
+    for method in ["presnap_store_unload", "presnap_store_delete"] {
+        refused(method, json!({"name": "store0"}), Errno::Busy);
+    }
+    refused("bdev_presnap_delete", json!({"name": "vol0"}), Errno::Busy);
+    assert!(bdev(&target, "vol0").is_none(), "attached too soon to show anything");
+    attach.works();
+    slow_reads(&target, 0);
+    assert_eq!(bdev(&target, "m1").expect("it stays")["claimed"], false);
+    target.snapshot_delete("vol0", "b");
+    assert_nothing_lost(&target);
+    target.stop();
+}
+
+/// A snapshot gets the name of one that is being deleted.
+///
+/// Fails when a create does not wait for a deletion: it is refused for a name that is as good as free.
+#[test]
+fn a_snapshot_waits_for_the_deletion_of_another_of_its_name() {
+    let bench = Bench::new();
+    let target = bench.agent("target", "0x1");
+    two_snapshots(&bench, &target);
+    let deletion = slow_deletion(&target);
+    let again = Sent::new(&target, "presnap_snapshot_create", &b());
+    assert_under_way(&target);
+    deletion.works();
+    slow_down(&target, Duration::ZERO);
+    again.works();
+    let b = target.get_snapshot("vol0", "b").expect("there");
+    assert_eq!(b["chunks"]["required"], CHUNKS, "what the first had is dirty again: {b}");
+    target.snapshot_delete("vol0", "b");
     assert_nothing_lost(&target);
     target.stop();
 }
@@ -212,9 +269,8 @@ fn a_volume_is_forgotten_after_the_deletion_of_its_last_snapshot() {
     target.stop();
 }
 
-/// A store is closed while a deletion is under way: that is done before, or not at all.
-///
-/// Fails when the catalog's thread does not serve what is queued before it ends.
+/// A store is closed while a deletion is under way. No turn is needed: the catalog serves what is queued
+/// before it ends.
 #[test]
 fn a_store_that_is_unloaded_ends_the_deletion_before() {
     let bench = Bench::new();
@@ -280,8 +336,8 @@ fn a_store_that_goes_takes_a_deletion_along() {
 
     target.call("bdev_presnap_delete", json!({"name": "vol0"}));
     target.aio("s0", &image, 512);
-    // The bdevs on it come back with it.
-    target.call("presnap_store_load", json!({"bdev": "EE_slow0"}));
+    // `delay` remembers its bdev, `error` does not.
+    target.call("presnap_store_load", json!({"bdev": "slow0"}));
     attach(&target);
     let volume = target.dump("vol0");
     if target.get_snapshot("vol0", "b").is_some() {
