@@ -182,6 +182,9 @@ fn the_policy_changes_at_run_time() {
     write(&target, 5, 0x13);
     // Chunk 3 as well: nobody saw it written, but it rests.
     staged(&target, 3);
+    // What is written now is found only by who takes the records.
+    write(&target, 6, 0x14);
+    staged(&target, 4);
     assert_eq!(target.stats()["predictor"], Value::Null);
     target.check_slots();
     target.stop();
