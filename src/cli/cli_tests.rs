@@ -260,7 +260,9 @@ fn volumes_are_found_among_bdevs() {
     let (status, _, err) = target.run("presnap volume list Malloc0");
     assert_eq!(status, 1);
     assert!(err.contains("\"Malloc0\" is no volume"), "{err}");
-    assert_eq!(target.run("presnap volume list nothing").0, 1);
+    let (status, _, err) = target.run("presnap volume list nothing");
+    assert_eq!(status, 1);
+    assert!(err.contains("no volume \"nothing\""), "{err}");
 }
 
 #[test]

@@ -270,7 +270,18 @@ fn list_volumes(request: &Request, name: Option<&str>) -> Result<String, Failure
     let mut client = Client::connect(&request.socket)?;
     let params = name.map(|name| json!({ "name": name }));
     let timeout = request.timeout.unwrap_or(ANSWER_TIMEOUT);
-    let bdevs = client.call("bdev_get_bdevs", params.as_ref(), Some(timeout))?;
+    let bdevs = client.call("bdev_get_bdevs", params.as_ref(), Some(timeout));
+    let bdevs = match (bdevs, name) {
+        // SPDK says no more than this of a bdev that is not there.
+        (Err(ClientError::Refused(error)), Some(name))
+            if error.code == rpc::Errno::NoDev.code() =>
+        {
+            return Err(Failure::refused(format!(
+                "there is no volume {name:?} (-ENODEV): see `presnap volume list`"
+            )));
+        }
+        (bdevs, _) => bdevs?,
+    };
     let objects: Vec<_> = bdevs
         .as_array()
         .into_iter()

@@ -18,7 +18,7 @@ pub enum ChainError {
     },
     /// The name is in use, with another UUID or none given.
     #[error(
-        "snapshot '{name}' exists with UUID {uuid} ({state}); choose another name, or repeat the create with that UUID to get the same snapshot"
+        "snapshot '{name}' exists with UUID {uuid} ({state}); choose another name, or repeat the create with that UUID to get this one (anew, if it has failed)"
     )]
     NameTaken {
         /// The name.

@@ -158,7 +158,7 @@ pub const METHODS: &[Method] = &[
             ErrorCase {
                 errno: Errno::Inval,
                 when: "the bdev has metadata (DIF), is zoned, or has blocks that do not fit",
-                remedy: "use a bdev with 512 or 4096 byte blocks and without metadata",
+                remedy: "use a bdev with blocks of 512 to 4096 bytes and without metadata",
             },
             DEVICE_ERROR,
         ],
@@ -310,8 +310,8 @@ pub const METHODS: &[Method] = &[
             CLAIMED,
             ErrorCase {
                 errno: Errno::Exist,
-                when: "a bdev has this name",
-                remedy: "choose another name, or delete that bdev",
+                when: "a bdev has this name, or another loaded store knows a volume of this name",
+                remedy: "choose another name, delete that bdev, or name or unload that store",
             },
             ErrorCase {
                 errno: Errno::Stale,

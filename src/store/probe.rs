@@ -25,7 +25,7 @@ pub enum Probe {
         uuid: Uuid,
     },
     /// A presnap store that cannot be loaded: damaged, or too new.
-    DamagedStore {
+    UnloadableStore {
         /// Why not.
         what: String,
     },
@@ -41,7 +41,9 @@ impl std::fmt::Display for Probe {
         match self {
             Probe::Nothing => f.write_str("nothing known"),
             Probe::Store { name, uuid } => write!(f, "the presnap store {name:?} ({uuid})"),
-            Probe::DamagedStore { what } => write!(f, "a presnap store that is damaged ({what})"),
+            Probe::UnloadableStore { what } => {
+                write!(f, "a presnap store that cannot be loaded ({what})")
+            }
             Probe::Foreign { what } => write!(f, "a signature of {what}"),
         }
     }
@@ -134,9 +136,9 @@ fn probe_store(device: &dyn Device) -> Result<Option<Probe>> {
                 ours |= Unverified::<Superblock>::read(device, copy)?.has_magic();
             }
             let what = format!("A: {copy_a}; B: {copy_b}");
-            Ok(ours.then_some(Probe::DamagedStore { what }))
+            Ok(ours.then_some(Probe::UnloadableStore { what }))
         }
-        Err(Error::Unsupported { what }) => Ok(Some(Probe::DamagedStore { what })),
+        Err(Error::Unsupported { what }) => Ok(Some(Probe::UnloadableStore { what })),
         Err(error) => Err(error),
     }
 }

@@ -139,6 +139,16 @@ fn bad_stores_and_volumes_are_refused_and_leave_nothing() {
     refused(&target, "bdev_presnap_delete", &json!({"name": "m0"}), Errno::NoEnt, &["'m0'"]);
     target.call("bdev_presnap_delete", json!({"name": "v"}));
     refused(&target, "bdev_presnap_delete", &json!({"name": "v"}), Errno::NoEnt, &["'v'"]);
+
+    // Its snapshots are found by its name, so it is one volume's, loaded stores taken together.
+    target.volume("v", "m0", "st", &json!({"policy": "off"}));
+    target.call("presnap_snapshot_create", json!({"volume": "v", "name": "kept"}));
+    target.call("bdev_presnap_delete", json!({"name": "v"}));
+    target.store("st2", "s1", 128);
+    let namesake = with(&volume, &json!({"store": "st2"}));
+    refused(&target, create, &namesake, Errno::Exist, &["'st'", "'v'", "another name"]);
+    target.volume("v", "m0", "st", &json!({"policy": "off"}));
+    target.snapshot_delete("v", "kept");
     target.stop();
 }
 

@@ -277,7 +277,7 @@ fn format_leaves_the_old_the_new_or_nothing() {
                             assert_eq!(last, [0xee; 512], "stop {stop}, {mode:?}: half wiped");
                         }
                     }
-                    Probe::DamagedStore { what } => panic!("stop {stop}, {mode:?}: {what}"),
+                    Probe::UnloadableStore { what } => panic!("stop {stop}, {mode:?}: {what}"),
                 }
                 seen.insert(found.to_string());
             }

@@ -60,7 +60,7 @@ fn two_damaged_copies_are_an_error_with_a_remedy() {
     let error = load(&shared).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
     assert!(error.to_string().contains("format it anew"), "{error}");
-    assert!(matches!(probe(&*shared).unwrap(), Probe::DamagedStore { .. }));
+    assert!(matches!(probe(&*shared).unwrap(), Probe::UnloadableStore { .. }));
     // What may still be of use to somebody is not formatted unasked.
     assert_eq!(format(&shared, &options(false)).unwrap_err().kind(), ErrorKind::Occupied);
 }

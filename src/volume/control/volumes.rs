@@ -100,6 +100,22 @@ pub(super) fn name_taken(name: &str) -> Failure {
     )
 }
 
+/// Snapshots are found by the names of volume and snapshot, so no two stores may know a volume of one
+/// name.
+fn check_no_namesake(name: &str, store: &StoreHost) -> Result<(), Failure> {
+    let world = world();
+    let stores = world.stores.borrow();
+    let other =
+        stores.values().find(|other| other.key != store.key && other.known_by_name(name).is_some());
+    other.map_or(Ok(()), |other| {
+        let what = format!(
+            "store '{}' knows a volume '{name}', too; choose another name, name that store, or unload it",
+            other.name
+        );
+        Err(Failure::new(Sort::Exists, what))
+    })
+}
+
 async fn attach(options: VolumeOptions) -> Result<(), Failure> {
     let world = world();
     if bdev::find(&options.name).is_some() {
@@ -131,7 +147,10 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
             check_known_master(&known, &info)?;
             (known, false)
         }
-        None => (add_volume(&store, &options, &info).await?, true),
+        None => {
+            check_no_namesake(&options.name, &store)?;
+            (add_volume(&store, &options, &info).await?, true)
+        }
     };
     let id = known.record.borrow().id;
     if world.attached(&store, id).is_some() {
