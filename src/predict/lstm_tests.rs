@@ -103,26 +103,6 @@ fn probabilities_whatever_the_features_are() {
     }
 }
 
-/// Work on other cores than the predictor's would slow down a reactor.
-#[test]
-fn a_tick_starts_no_thread() {
-    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
-    let slots: Vec<u32> = (0..4 * BLOCK_ROWS as u32).collect();
-    let x = vec![0.5; slots.len() * 16];
-    let fresh = vec![true; slots.len()];
-    let mut lstm = Lstm::new(model(16));
-    // Other tests of this process come and go: what one tick starts would stay for all.
-    let fewest = |lstm: &mut Lstm| {
-        let counts = (0..50).map(|_| {
-            lstm.advance(&slots, &x, &fresh, &mut vec![]);
-            threads()
-        });
-        counts.min()
-    };
-    let before = threads();
-    assert!(fewest(&mut lstm) <= Some(before), "threads: {before} before");
-}
-
 #[test]
 fn nothing_in_the_tree_spreads_work_over_cores() {
     let arguments = ["tree", "--offline", "--locked", "--edges", "normal", "--prefix", "none"];

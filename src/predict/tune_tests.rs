@@ -121,3 +121,66 @@ fn outcomes_are_those_that_came() {
     }
     assert!(checked > 5000, "{checked}");
 }
+
+/// Work on other cores than the predictor's would slow down a reactor. In a process of its own, since
+/// in this one other tests start threads.
+///
+/// Fails when a tick starts a thread that stays, or one that works for it and ends.
+#[test]
+fn a_tick_starts_no_thread() {
+    let (_, module) = module_path!().split_once("::").unwrap();
+    let test = format!("{module}::ticks_in_a_process_of_their_own");
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([test.as_str(), "--exact", "--ignored"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// Hundredths of a second that a process (those of its threads that ended included) or a thread has
+/// computed.
+fn computed(stat: &str) -> u64 {
+    let text = std::fs::read_to_string(stat).unwrap();
+    let (_, numbers) = text.rsplit_once(')').unwrap();
+    let numbers = numbers.split_whitespace().skip(11).take(2);
+    numbers.map(|number| number.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+#[ignore = "started by a_tick_starts_no_thread"]
+fn ticks_in_a_process_of_their_own() {
+    let threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let mut threads: Vec<_> = tasks.map(|task| task.unwrap().file_name()).collect();
+        threads.sort();
+        threads
+    };
+    let all_and_own = || ["/proc/self/stat", "/proc/thread-self/stat"].map(computed);
+    let (threads_before, computed_before) = (threads(), all_and_own());
+
+    let context = Context::new(Forecast::known(60_000_000));
+    let mut tuned = Tuned::new(model(), options());
+    let mut prediction = Prediction::default();
+    each_tick(&trace(900), MonitorOptions::new(256, 1 << 18), |tick| {
+        tuned.step(tick, &context, &mut prediction);
+        assert_eq!(threads(), threads_before, "while it learns");
+    });
+    assert!(tuned.tuner.verdict().is_some(), "nothing was learned");
+    // More rows than are computed at once.
+    let slots: Vec<u32> = (0..8192).collect();
+    let (x, fresh) = (vec![0.5; slots.len() * FEATURES], vec![true; slots.len()]);
+    for _ in 0..20 {
+        tuned.lstm.advance(&slots, &x, &fresh, &mut vec![]);
+        assert_eq!(threads(), threads_before, "many rows");
+    }
+
+    let computed: Vec<u64> =
+        all_and_own().iter().zip(computed_before).map(|(a, b)| a - b).collect();
+    let (all, own) = (computed[0], computed[1]);
+    assert!(own >= 20, "{own} hundredths of a second say nothing");
+    assert!(
+        all <= own + own / 10 + 2,
+        "{all} hundredths of a second, of which {own} on its thread"
+    );
+}

@@ -301,7 +301,7 @@ fn a_predictor_that_dies_is_followed_by_another() {
 #[test]
 fn staging_keeps_to_its_limits() {
     let bench = Bench::new();
-    let more = json!({"policy": "idle", "idle_ms": 1, "copy_mbytes_per_sec": 4, "staging_limit_percent": 2});
+    let more = json!({"policy": "idle", "idle_ms": 1, "copy_mbytes_per_sec": 1, "staging_limit_percent": 2});
     let target = volume_with(&bench, &more);
     let store = target.call("presnap_get_stores", json!({}))[0].take();
     let limit = store["slots"]["total"].as_u64().expect("a number") * 2 / 100;
@@ -309,21 +309,27 @@ fn staging_keeps_to_its_limits() {
     assert!(limit > 4 && limit < chunks / 2, "{limit} of {chunks}: nothing would be shown");
     target.call("presnap_get_stats", json!({"reset": true}));
     let began = std::time::Instant::now();
+    let slots_taken = || {
+        let stats = target.stats();
+        let slots = stats["staging"]["slots"].as_u64().expect("a number");
+        assert!(slots <= limit, "{slots} slots of {limit}");
+        let copied = |name: &str| stats["copy"][name].as_u64().expect("a number");
+        let bytes = copied("staged_bytes") + copied("refreshed_bytes");
+        // What the bucket holds at the start comes on top.
+        let most = began.elapsed().as_millis() as u64 * (1 << 20) / 1000 + (1 << 20);
+        assert!(bytes <= most, "{bytes} bytes, at most {most}");
+        slots
+    };
     let mut full = false;
     for round in 0..3 {
         for chunk in 0..chunks {
             write(&target, chunk, 0x61 + round);
+            if chunk % 16 == 0 {
+                slots_taken();
+            }
         }
         wait_for("the limit", Duration::from_secs(40), || {
-            let stats = target.stats();
-            let slots = stats["staging"]["slots"].as_u64().expect("a number");
-            assert!(slots <= limit, "{slots} slots of {limit}");
-            let copied = |name: &str| stats["copy"][name].as_u64().expect("a number");
-            let bytes = copied("staged_bytes") + copied("refreshed_bytes");
-            // What the bucket holds at the start comes on top.
-            let most = began.elapsed().as_millis() as u64 * (4 << 20) / 1000 + (1 << 20);
-            assert!(bytes <= most, "{bytes} bytes, at most {most}");
-            full |= slots == limit;
+            full |= slots_taken() == limit;
             full.then_some(())
         });
     }
