@@ -142,15 +142,12 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
     master.claim().map_err(|error| Failure::opening(&options.base_bdev, error))?;
     let master_channel =
         master.channel().map_err(|error| Failure::opening(&options.base_bdev, error))?;
-    let (known, new) = match store.known_by_name(&options.name) {
-        Some(known) => {
-            check_known_master(&known, &info)?;
-            (known, false)
-        }
-        None => {
-            check_no_namesake(&options.name, &store)?;
-            (add_volume(&store, &options, &info).await?, true)
-        }
+    let (known, new) = if let Some(known) = store.known_by_name(&options.name) {
+        check_known_master(&known, &info)?;
+        (known, false)
+    } else {
+        check_no_namesake(&options.name, &store)?;
+        (add_volume(&store, &options, &info).await?, true)
     };
     let id = known.record.borrow().id;
     if world.attached(&store, id).is_some() {
