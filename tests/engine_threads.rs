@@ -138,7 +138,7 @@ impl Target {
                     self.view_under_way = self.view.clone();
                     self.shared.resting.store(false, Ordering::Relaxed);
                 }
-                Effect::Ended(record) => self.ended = Some(record),
+                Effect::Ended(record, _) => self.ended = Some(record),
                 Effect::Threshold(_) => {}
                 Effect::Stopped(_) => unreachable!("nobody stops it"),
             }

@@ -1,7 +1,9 @@
 //! What goes into the engine and what comes out of it.
 
 use super::controller::Change;
-use super::records::{BlockCrcs, CatalogReply, CatalogRequest, SlotIndex, SlotRef, SnapshotRecord};
+use super::records::{
+    BlockCrcs, CatalogReply, CatalogRequest, Cause, SlotIndex, SlotRef, SnapshotRecord, Trouble,
+};
 use super::scores::Score;
 use crate::gate::{BlockMap, ChunkIndex};
 
@@ -75,7 +77,7 @@ pub enum Event {
         /// Which.
         step: CatalogStep,
         /// The catalog's answer, or why it failed.
-        result: Result<CatalogReply, String>,
+        result: Result<CatalogReply, Trouble>,
     },
     /// A copy ended.
     CopyDone {
@@ -135,8 +137,8 @@ pub enum Effect {
     WakeAll,
     /// The cut was made: the snapshot is readable.
     Consistent(SnapshotRecord),
-    /// The snapshot is complete or failed.
-    Ended(SnapshotRecord),
+    /// The snapshot is complete, or failed for this cause.
+    Ended(SnapshotRecord, Option<Cause>),
     /// The threshold was moved: for the log.
     Threshold(Change),
     /// All is saved (or could not be: the reason); the engine may be dropped.

@@ -21,8 +21,8 @@ use super::limits::{FixedHashMap, Limits};
 use super::pacer::{Foreground, Pace, Pacer};
 use super::policy::{Policy, PolicyKind};
 use super::records::{
-    BlockCrcs, CatalogReply, CatalogRequest, SlotIndex, SnapshotRecord, SnapshotState,
-    StagedRecord, VolumeId,
+    BlockCrcs, CatalogReply, CatalogRequest, Cause, SlotIndex, SnapshotRecord, SnapshotState,
+    StagedRecord, Trouble, VolumeId,
 };
 use super::snapshot::Snapshot;
 use super::staging::Sweep;
@@ -358,7 +358,7 @@ impl Engine {
             Event::CopyDone { job, result } => self.copy_done(now, job, result, slots),
             Event::FlushDone(result) => self.flush_done(now, result, slots),
             Event::Parked { chunk, since } => self.parked(now, chunk, since, slots),
-            Event::Abort(reason) => self.fail(reason),
+            Event::Abort(reason) => self.fail(reason.into()),
             Event::Dirtied(chunks) => self.dirtied(now, &chunks, slots),
             Event::StoreGone(reason) => self.store_is_gone(&reason, slots),
             Event::Scores(scores) => {
@@ -400,7 +400,7 @@ impl Engine {
             let mut record = record;
             record.state = SnapshotState::Failed;
             record.reason = Some(reason);
-            self.effects.push_back(Effect::Ended(record));
+            self.effects.push_back(Effect::Ended(record, Some(Cause::Other)));
         } else if self.snapshot.is_some() {
             assert!(self.deferred.is_none(), "the chain admits one snapshot at a time");
             self.deferred = Some(record);
@@ -416,7 +416,7 @@ impl Engine {
     pub(super) fn store_is_gone(&mut self, reason: &str, slots: &mut dyn SlotSpace) {
         self.store_gone = Some(reason.to_owned());
         self.staging_off = Some(reason.to_owned());
-        self.fail(reason.to_owned());
+        self.fail(reason.into());
         self.drop_all_staged(slots);
     }
 
@@ -457,11 +457,11 @@ impl Engine {
         &mut self,
         now: Micros,
         step: CatalogStep,
-        result: Result<CatalogReply, String>,
+        result: Result<CatalogReply, Trouble>,
         slots: &mut dyn SlotSpace,
     ) {
         if step == CatalogStep::Close {
-            self.effects.push_back(Effect::Stopped(result.map(drop)));
+            self.effects.push_back(Effect::Stopped(result.map(drop).map_err(|why| why.reason)));
         } else {
             self.snapshot_catalog_done(now, step, result.map(drop), slots);
         }

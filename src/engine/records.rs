@@ -256,6 +256,45 @@ pub enum CatalogRequest {
     },
 }
 
+/// Why a snapshot or a catalog transaction failed, for programs. Not kept: only whoever waits for it
+/// is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The store has no room, in slots or in the catalog.
+    NoSpace,
+    /// Anything else.
+    Other,
+}
+
+/// Why a snapshot or a catalog transaction failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// For programs.
+    pub cause: Cause,
+    /// For people.
+    pub reason: String,
+}
+
+impl Trouble {
+    /// The same, with what was being done.
+    #[must_use]
+    pub fn in_doing(self, what: &str) -> Self {
+        Self { reason: format!("{what} failed: {}", self.reason), ..self }
+    }
+}
+
+impl From<String> for Trouble {
+    fn from(reason: String) -> Self {
+        Self { cause: Cause::Other, reason }
+    }
+}
+
+impl From<&str> for Trouble {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
+}
+
 /// What a catalog transaction answers once it is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CatalogReply {

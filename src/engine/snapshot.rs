@@ -7,7 +7,7 @@ use super::events::{CatalogStep, Effect, Micros, ReadSource};
 use super::limits::FixedHashMap;
 use super::machine::{Content, Engine, Purpose, SlotSpace, Staged, chunk_bytes, release};
 use super::records::{
-    CatalogRequest, SlotIndex, SlotRef, SnapshotRecord, SnapshotRow, SnapshotState,
+    CatalogRequest, Cause, SlotIndex, SlotRef, SnapshotRecord, SnapshotRow, SnapshotState, Trouble,
 };
 use crate::gate::{self, ChunkIndex, ChunkState, CutRefused, DirtyWalk, Epoch};
 
@@ -74,6 +74,8 @@ pub(super) struct Snapshot {
     catalog_busy: bool,
     /// A flush was sent and not answered.
     flushing: bool,
+    /// What it was given up for.
+    cause: Option<Cause>,
     /// Failed transactions that were to record the failure, and when the next is due.
     fail_attempts: u32,
     fail_again_at: Option<Micros>,
@@ -103,6 +105,7 @@ impl Snapshot {
             rows: Vec::new(),
             catalog_busy: true,
             flushing: false,
+            cause: None,
             fail_attempts: 0,
             fail_again_at: None,
             left_over: Vec::new(),
@@ -192,7 +195,7 @@ impl Engine {
         first.truncate(self.limits.pending_max);
         first.retain(|&chunk| self.gate.is_dirty(chunk));
         let point = match self.gate.cut() {
-            Err(refused @ CutRefused::Draining) => return self.give_up(refused.to_string()),
+            Err(refused @ CutRefused::Draining) => return self.give_up(refused.to_string().into()),
             point => point.expect("the snapshot before was cleared away entirely"),
         };
         let walk = self.gate.dirty_walk(point.old_epoch);
@@ -216,7 +219,7 @@ impl Engine {
 
     fn advance_copy(&mut self, now: Micros, slots: &mut dyn SlotSpace) {
         if let Some(reason) = self.overdue(now) {
-            return self.fail(reason);
+            return self.fail(reason.into());
         }
         let snapshot = self.under_way();
         for chunk in std::mem::take(&mut snapshot.draining) {
@@ -387,7 +390,7 @@ impl Engine {
                 Ok(()) => {}
                 Err(NotStarted::NoSlot) => {
                     let reason = "the store ran out of free slots; delete snapshots or add space";
-                    return self.fail(reason.to_owned());
+                    return self.fail(Trouble { cause: Cause::NoSpace, reason: reason.to_owned() });
                 }
                 Err(NotStarted::Busy(partial)) => {
                     // A command is just finding out that a cut came; look again soon.
@@ -472,7 +475,7 @@ impl Engine {
             }
             (Err(reason), Purpose::Complete | Purpose::Preserve) => {
                 let reason = reason.unwrap_or_else(|| "the copy was lost".to_owned());
-                self.fail(format!("copying chunk {} failed: {reason}", chunk.0));
+                self.fail(format!("copying chunk {} failed: {reason}", chunk.0).into());
             }
         }
     }
@@ -542,7 +545,7 @@ impl Engine {
             return; // given up meanwhile
         }
         if let Err(reason) = result {
-            return self.fail(format!("flushing the store failed: {reason}"));
+            return self.fail(format!("flushing the store failed: {reason}").into());
         }
         snapshot.phase = Phase::Commit;
         snapshot.catalog_busy = true;
@@ -560,19 +563,20 @@ impl Engine {
         &mut self,
         now: Micros,
         step: CatalogStep,
-        result: Result<(), String>,
+        result: Result<(), Trouble>,
         slots: &mut dyn SlotSpace,
     ) {
         let snapshot = self.under_way();
         snapshot.catalog_busy = false;
         match (snapshot.phase, step, result) {
             (Phase::Begin, CatalogStep::Begin, Ok(())) => self.cut(now),
-            (Phase::Begin, CatalogStep::Begin, Err(reason)) => {
+            (Phase::Begin, CatalogStep::Begin, Err(why)) => {
                 // No cut was made and nothing was recorded.
                 let mut snapshot = self.snapshot.take().expect("looked at above");
                 snapshot.record.state = SnapshotState::Failed;
-                snapshot.record.reason = Some(format!("recording it failed: {reason}"));
-                self.effects.push_back(Effect::Ended(snapshot.record));
+                let Trouble { cause, reason } = why.in_doing("recording it");
+                snapshot.record.reason = Some(reason);
+                self.effects.push_back(Effect::Ended(snapshot.record, Some(cause)));
             }
             (Phase::Copy, CatalogStep::Rows, Ok(())) => {}
             (Phase::Commit, CatalogStep::Complete, Ok(())) => {
@@ -582,10 +586,10 @@ impl Engine {
                 self.counters.snapshots_complete += 1;
                 self.spending_paid_off(now, &record);
                 self.dirty_set_is_exact();
-                self.effects.push_back(Effect::Ended(record));
+                self.effects.push_back(Effect::Ended(record, None));
             }
-            (Phase::Copy | Phase::Commit, _, Err(reason)) => {
-                self.give_up(format!("recording its chunks failed: {reason}"));
+            (Phase::Copy | Phase::Commit, _, Err(why)) => {
+                self.give_up(why.in_doing("recording its chunks"));
             }
             // Given up while this transaction was under way: now that may be recorded, unless it
             // never was recorded at all.
@@ -596,8 +600,8 @@ impl Engine {
             (Phase::Fail, CatalogStep::Begin | CatalogStep::Rows | CatalogStep::Complete, _) => {
                 self.record_failure();
             }
-            (Phase::Fail, CatalogStep::Fail, Err(reason)) => {
-                self.failure_not_recorded(now, &reason, slots);
+            (Phase::Fail, CatalogStep::Fail, Err(why)) => {
+                self.failure_not_recorded(now, &why.reason, slots);
             }
             (phase, step, result) => {
                 unreachable!("catalog answered {step:?} with {result:?} in phase {phase:?}")
@@ -606,28 +610,29 @@ impl Engine {
     }
 
     /// Gives the snapshot under way up, unless its last transaction was sent already.
-    pub(super) fn fail(&mut self, reason: String) {
+    pub(super) fn fail(&mut self, why: Trouble) {
         if let Some(mut record) = self.deferred.take() {
             record.state = SnapshotState::Failed;
-            record.reason = Some(reason);
-            self.effects.push_back(Effect::Ended(record));
+            record.reason = Some(why.reason);
+            self.effects.push_back(Effect::Ended(record, Some(why.cause)));
             return;
         }
         let Some(snapshot) = &self.snapshot else { return };
         if matches!(snapshot.phase, Phase::Begin | Phase::Copy | Phase::Flush) {
-            self.give_up(reason);
+            self.give_up(why);
         }
     }
 
     /// Foreground commands flow again before anything else; then what was done is undone.
-    fn give_up(&mut self, reason: String) {
+    fn give_up(&mut self, why: Trouble) {
         self.gate.finish_cut();
         self.effects.push_back(Effect::WakeAll);
         self.counters.snapshots_failed += 1;
         let snapshot = self.under_way();
         snapshot.phase = Phase::Fail;
         snapshot.record.state = SnapshotState::Failed;
-        snapshot.record.reason = Some(reason);
+        snapshot.record.reason = Some(why.reason);
+        snapshot.cause = Some(why.cause);
         snapshot.record.bytes_used = 0;
         snapshot.record.times.complete_us = 0;
         snapshot.pending.clear();
@@ -691,8 +696,8 @@ impl Engine {
         let snapshot = self.under_way();
         snapshot.phase = Phase::Redirty;
         snapshot.visited = 0;
-        let record = snapshot.record.clone();
-        self.effects.push_back(Effect::Ended(record));
+        let (record, cause) = (snapshot.record.clone(), snapshot.cause);
+        self.effects.push_back(Effect::Ended(record, cause));
     }
 
     /// Makes the old epoch's dirty chunks dirty in the current one, a slice at a time. The

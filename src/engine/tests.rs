@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::events::{CatalogStep, Copied, CopyJob, Effect, Event, Micros, ReadSource};
 use super::records::{
-    BLOCKS_PER_CHUNK, CatalogReply, CatalogRequest, SlotIndex, SlotRef, SnapshotRecord,
-    SnapshotSeq, SnapshotState, VolumeId,
+    BLOCKS_PER_CHUNK, CatalogReply, CatalogRequest, Cause, SlotIndex, SlotRef, SnapshotRecord,
+    SnapshotSeq, SnapshotState, Trouble, VolumeId,
 };
 use super::{Engine, HeldSlots, Limits, PolicyKind, Settings, Shortage, SlotSpace};
 use crate::gate::{
@@ -112,7 +112,12 @@ impl Bench {
     }
 
     fn catalog_failed(&mut self, step: CatalogStep) -> Vec<Effect> {
-        self.apply(Event::CatalogDone { step, result: Err("no room".into()) })
+        self.apply(Event::CatalogDone { step, result: Err("bad block".into()) })
+    }
+
+    fn catalog_full(&mut self, step: CatalogStep) -> Vec<Effect> {
+        let full = Trouble { cause: Cause::NoSpace, reason: "no room".into() };
+        self.apply(Event::CatalogDone { step, result: Err(full) })
     }
 
     fn copy_done(&mut self, job: &CopyJob, copied: Copied) -> Vec<Effect> {
@@ -180,7 +185,14 @@ fn flushes(effects: &[Effect]) -> bool {
 
 fn ended(effects: &[Effect]) -> Option<&SnapshotRecord> {
     effects.iter().find_map(|effect| match effect {
-        Effect::Ended(record) => Some(record),
+        Effect::Ended(record, _) => Some(record),
+        _ => None,
+    })
+}
+
+fn cause(effects: &[Effect]) -> Option<Cause> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Ended(_, cause) => *cause,
         _ => None,
     })
 }
@@ -460,10 +472,49 @@ fn a_full_store_fails_the_snapshot_and_gives_its_slots_back() {
     let effects = bench.cut(1);
     assert_eq!(steps(&effects), [CatalogStep::Fail]);
     let job = the_copy(&effects);
-    failed_because(&bench.catalog_done(CatalogStep::Fail), "ran out of free slots");
+    let effects = bench.catalog_done(CatalogStep::Fail);
+    failed_because(&effects, "ran out of free slots");
+    assert_eq!(cause(&effects), Some(Cause::NoSpace));
     bench.copy_done(&job, written());
     assert_eq!(bench.slots.free(), 1);
     assert!(!bench.engine.is_busy());
+}
+
+/// Fails when only words say what a snapshot failed for: these are not about slots.
+#[test]
+fn a_full_catalog_fails_the_snapshot_for_want_of_space() {
+    let mut bench = Bench::new(4, 4);
+    bench.apply(Event::Create(record(1)));
+    let effects = bench.catalog_full(CatalogStep::Begin);
+    failed_because(&effects, "recording it failed: no room");
+    assert_eq!(cause(&effects), Some(Cause::NoSpace));
+    // At the commit, too, where it is recorded as failed first.
+    for (seq, full) in [(2, true), (3, false)] {
+        let effects = bench.cut(seq);
+        assert!(flushes(&effects), "{effects:?}");
+        assert_eq!(steps(&bench.apply(Event::FlushDone(Ok(())))), [CatalogStep::Complete]);
+        if full {
+            bench.catalog_full(CatalogStep::Complete);
+        } else {
+            bench.catalog_failed(CatalogStep::Complete);
+        }
+        let effects = bench.catalog_done(CatalogStep::Fail);
+        failed_because(&effects, "recording its chunks failed");
+        assert_eq!(cause(&effects), Some(if full { Cause::NoSpace } else { Cause::Other }));
+    }
+}
+
+/// Fails when a cause is kept beyond its snapshot.
+#[test]
+fn a_complete_snapshot_has_no_cause_of_failure() {
+    let mut bench = Bench::new(4, 4);
+    bench.apply(Event::Create(record(1)));
+    bench.catalog_full(CatalogStep::Begin);
+    bench.cut(2);
+    bench.apply(Event::FlushDone(Ok(())));
+    let effects = bench.catalog_done(CatalogStep::Complete);
+    assert_eq!(ended(&effects).unwrap().state, SnapshotState::Complete);
+    assert_eq!(cause(&effects), None);
 }
 
 #[test]

@@ -29,7 +29,7 @@ impl World {
                 Effect::Wake(chunk) => self.wake_soon(Some(chunk)),
                 Effect::WakeAll => self.wake_soon(None),
                 Effect::Consistent(_) => self.consistent(),
-                Effect::Ended(record) => self.ended(record),
+                Effect::Ended(record, _) => self.ended(record),
                 Effect::Stopped(_) => unreachable!("a replay does not stop its volume"),
             }
         }

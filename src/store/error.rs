@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::engine::records::{SnapshotSeq, VolumeId};
+use crate::engine::records::{Cause, SnapshotSeq, VolumeId};
 
 /// Result of a store operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -36,6 +36,13 @@ pub enum ErrorKind {
     Closed,
     /// A defect of presnap.
     Internal,
+}
+
+impl ErrorKind {
+    /// What the engine is told of it.
+    pub fn cause(self) -> Cause {
+        if self == ErrorKind::Full { Cause::NoSpace } else { Cause::Other }
+    }
 }
 
 /// An error of the store room.

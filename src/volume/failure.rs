@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::world::world;
 use crate::engine::ChainError;
+use crate::engine::records::Cause;
 use crate::spdk::error::Errno;
 use crate::store;
 
@@ -36,6 +37,16 @@ pub enum Sort {
     TimedOut,
     /// The master is not the one that the store knows (ESTALE).
     Stale,
+}
+
+impl Sort {
+    /// That of a snapshot that failed for this cause.
+    pub fn of_snapshot(cause: Cause) -> Self {
+        match cause {
+            Cause::NoSpace => Sort::NoSpace,
+            Cause::Other => Sort::Io,
+        }
+    }
 }
 
 /// Why a control operation was refused or failed.
@@ -131,3 +142,16 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when the sort is taken from anything but the cause.
+    #[test]
+    fn a_snapshot_that_found_no_room_has_no_space() {
+        let full = store::Error::CatalogFull { operation: "adding rows", region_bytes: 1 << 20 };
+        assert_eq!(Sort::of_snapshot(full.kind().cause()), Sort::NoSpace);
+        assert_eq!(Sort::of_snapshot(store::Error::Closed.kind().cause()), Sort::Io);
+    }
+}

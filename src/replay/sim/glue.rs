@@ -7,8 +7,8 @@ use super::random::{Random, mix};
 use super::world::{Happening, World, trace, violated};
 use crate::engine::events::{CatalogStep, Copied, CopyJob, Effect, Event, JobId};
 use crate::engine::records::{
-    BLOCKS_PER_CHUNK, CatalogReply, CatalogRequest, SlotRef, SnapshotRecord, SnapshotSeq,
-    SnapshotState,
+    BLOCKS_PER_CHUNK, CatalogReply, CatalogRequest, Cause, SlotRef, SnapshotRecord, SnapshotSeq,
+    SnapshotState, Trouble,
 };
 use crate::engine::{PolicyKind, Score};
 use crate::gate::ChunkIndex;
@@ -81,7 +81,7 @@ impl World {
                     self.node().chain.put(record.clone());
                     self.model_cut(&record);
                 }
-                Effect::Ended(record) => self.ended(&record),
+                Effect::Ended(record, cause) => self.ended(&record, cause),
                 Effect::Threshold(_) => {}
                 Effect::Stopped(result) => {
                     self.stopped(&result);
@@ -106,23 +106,26 @@ impl World {
         }
     }
 
-    fn ended(&mut self, record: &SnapshotRecord) {
+    fn ended(&mut self, record: &SnapshotRecord, cause: Option<Cause>) {
         let seq = record.seq;
         let node = self.node();
         assert_eq!(node.under_way.take(), Some(seq), "what ends was under way");
         node.views.ended(record);
         node.chain.put(record.clone());
         if record.state == SnapshotState::Failed {
-            node.failed_before = true;
+            node.last_failure = cause;
             self.statistics.snapshots_failed += 1;
             // Complete on the device, perhaps, if that is what nobody knows: then the next load says so.
             if !self.oracle_complete().contains(&seq) {
                 self.model.snapshots.remove(&seq);
             }
+            if cause == Some(Cause::NoSpace) {
+                self.mark(Mark::FailedOnSpace);
+            }
             self.mark_failure(record.reason.as_deref().unwrap_or_default());
             return;
         }
-        let failed_before = node.failed_before;
+        let failed_before = node.last_failure.is_some();
         let view = node.views.get(seq).expect("complete").clone();
         self.statistics.snapshots_complete += 1;
         let counts = record.chunks;
@@ -144,7 +147,6 @@ impl World {
         for (words, mark) in [
             ("waited for more than", Mark::FailedOnDeadline),
             ("from before the cut", Mark::FailedOnMaster),
-            ("ran out of free slots", Mark::FailedOnSpace),
             ("copying chunk", Mark::FailedOnCopy),
             ("flushing the store", Mark::FailedOnFlush),
             ("recording", Mark::FailedOnCatalog),
@@ -350,7 +352,8 @@ impl World {
                 if step == CatalogStep::Fail && result.is_err() {
                     self.mark(Mark::FailNotRecorded);
                 }
-                let result = result.map_err(|(_, words)| words);
+                let result =
+                    result.map_err(|(kind, reason)| Trouble { cause: kind.cause(), reason });
                 self.apply(Event::CatalogDone { step, result });
             }
             Origin::Delete(seq, then) => self.deleted(seq, then, result),

@@ -35,7 +35,7 @@ use std::sync::{Arc, Once};
 
 use uuid::Uuid;
 
-use crate::engine::records::{MasterIdentity, SnapshotState, VolumeId, VolumeRecord};
+use crate::engine::records::{Cause, MasterIdentity, SnapshotState, VolumeId, VolumeRecord};
 use crate::gate::OperationNumber;
 use crate::store::sim_device::{CrashMode, SimDevice};
 use crate::store::{FormatOptions, SharedDevice};
@@ -194,7 +194,7 @@ impl World {
         self.settle("the last snapshot");
         let node = self.node();
         let record = node.chain.records().next_back().expect("it was created").clone();
-        let full = record.reason.as_deref().is_some_and(|r| r.contains("ran out of free slots"));
+        let full = node.last_failure == Some(Cause::NoSpace);
         if record.state != SnapshotState::Complete && !full {
             violated!("the last snapshot, without faults: {record:?}");
         }

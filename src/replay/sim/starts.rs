@@ -362,7 +362,7 @@ impl World {
             stop_sent: false,
             store_gone: false,
             catalog_lost: false,
-            failed_before: false,
+            last_failure: None,
         });
         self.started();
     }

@@ -16,7 +16,7 @@ use super::readers::Reader;
 use super::swarm::Swarm;
 use super::views::SnapshotViews;
 use crate::engine::events::{JobId, Micros};
-use crate::engine::records::{SlotIndex, SnapshotSeq, VolumeId};
+use crate::engine::records::{Cause, SlotIndex, SnapshotSeq, VolumeId};
 use crate::engine::{Chain, Engine};
 use crate::gate::{ChunkIndex, Gate, Geometry, Lane};
 use crate::store::sim_device::SimDevice;
@@ -92,7 +92,8 @@ pub(super) struct Node {
     pub store_gone: bool,
     /// A transaction's outcome is unknown, and nothing can be read.
     pub catalog_lost: bool,
-    pub failed_before: bool,
+    /// Why a snapshot of this process failed, the last of them.
+    pub last_failure: Option<Cause>,
 }
 
 /// A store that is open while its volume is not.

@@ -24,6 +24,7 @@ fn fill(catalog: &mut Catalog, seq: u32, spread: u32) -> u32 {
             Ok(_) => {}
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Full, "{}", super::super::chain(&error));
+                assert_eq!(error.kind().cause(), Cause::NoSpace);
                 assert!(error.to_string().contains("delete snapshots"), "{error}");
                 return number;
             }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     engine::records::{
-        CatalogReply, CatalogRequest, MasterIdentity, SlotIndex, SlotRef, SnapshotRecord,
+        CatalogReply, CatalogRequest, Cause, MasterIdentity, SlotIndex, SlotRef, SnapshotRecord,
         StagedRecord, VolumeId, VolumeRecord,
     },
     gate::{ChunkIndex, OperationNumber},

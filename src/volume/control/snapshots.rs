@@ -92,11 +92,11 @@ pub async fn create_snapshot(
     let record = reached.ok_or_else(|| gone_meanwhile(volume_name, name))?;
     if record.state == SnapshotState::Failed {
         let reason = record.reason.clone().unwrap_or_default();
+        let sort = Sort::of_snapshot(volume.cause_of_failure(seq));
         if record.times.consistent_us == 0 {
             // It never came to a cut: nothing of it is worth keeping.
             drop_record(&volume.store, &known, seq).await?;
         }
-        let sort = if reason.contains("free slots") { Sort::NoSpace } else { Sort::Io };
         return Err(Failure::new(
             sort,
             format!("snapshot '{name}' of volume '{volume_name}' failed: {reason}"),

@@ -17,7 +17,7 @@ use super::tuning::Tuning;
 use super::volume_bdev::{self, VolumeDevice};
 use super::world::world;
 use crate::engine::events::{CatalogStep, CopyJob, Effect, Event, Micros};
-use crate::engine::records::{CatalogReply, CatalogRequest, VolumeId};
+use crate::engine::records::{CatalogReply, CatalogRequest, Cause, SnapshotSeq, Trouble, VolumeId};
 use crate::engine::{Counters, Engine, Foreground, PolicyKind};
 use crate::gate::{ChunkIndex, ChunkState, Epoch, LbaRange};
 use crate::spdk::bdev::IoChannel;
@@ -84,6 +84,8 @@ pub struct Volume {
     /// Commands that wait, by the chunk they wait for.
     parked: RefCell<HashMap<ChunkIndex, Vec<ParkedSince>>>,
     watchers: RefCell<Vec<Watcher>>,
+    /// The snapshot that failed last, and why.
+    last_failure: Cell<Option<(SnapshotSeq, Cause)>>,
     stopped: RefCell<Option<Sender<Result<(), String>>>>,
     saved: Cell<bool>,
     /// The master vanished: what it still holds is unknown.
@@ -132,6 +134,7 @@ impl Volume {
             engine: RefCell::new(engine),
             parked: RefCell::default(),
             watchers: RefCell::default(),
+            last_failure: Cell::new(None),
             stopped: RefCell::new(None),
             saved: Cell::new(false),
             master_lost: Cell::new(false),
@@ -273,7 +276,7 @@ impl Volume {
                 self.wake(waiting.into_values().flatten());
             }
             Effect::Consistent(record) => self.consistent(record),
-            Effect::Ended(record) => self.ended(&record),
+            Effect::Ended(record, cause) => self.ended(&record, cause),
             Effect::Threshold(change) => {
                 let (from, to) = (change.from.probability(), change.to.probability());
                 let reason = change.reason;
@@ -288,7 +291,7 @@ impl Volume {
         executor::spawn(async move {
             let result = match step {
                 CatalogStep::Close => volume.save(request).await,
-                _ => volume.store.execute(request).await.map_err(|error| store::chain(&error)),
+                _ => volume.store.execute(request).await.map_err(|error| trouble(&error)),
             };
             volume.drive(Event::CatalogDone { step, result });
         })
@@ -296,9 +299,9 @@ impl Volume {
     }
 
     /// Saves the dirty set and the staged copies, if the master's content is known to stay.
-    async fn save(&self, request: CatalogRequest) -> Result<CatalogReply, String> {
+    async fn save(&self, request: CatalogRequest) -> Result<CatalogReply, Trouble> {
         if self.master_lost.get() {
-            return Err("the master was removed".to_owned());
+            return Err("the master was removed".into());
         }
         // What the master holds only in its cache could be lost later, and then what is clean
         // here would differ from the newest snapshot.
@@ -308,7 +311,7 @@ impl Volume {
         {
             master.flush().await.map_err(|error| format!("flushing the master: {error}"))?;
         }
-        let reply = self.store.execute(request).await.map_err(|error| store::chain(&error))?;
+        let reply = self.store.execute(request).await.map_err(|error| trouble(&error))?;
         self.saved.set(true);
         Ok(reply)
     }
@@ -478,6 +481,11 @@ impl Volume {
             sender.send(result);
         }
     }
+}
+
+/// What the engine is told of a catalog transaction that failed.
+fn trouble(error: &store::Error) -> Trouble {
+    Trouble { cause: error.kind().cause(), reason: store::chain(error) }
 }
 
 // ---- what the reactors call ---------------------------------------------------------------------

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{Volume, now};
 use crate::engine::Shortage;
 use crate::engine::events::{Event, ReadSource};
-use crate::engine::records::{SlotRef, SnapshotRecord, SnapshotSeq, SnapshotState};
+use crate::engine::records::{Cause, SlotRef, SnapshotRecord, SnapshotSeq, SnapshotState};
 use crate::gate::{ChunkIndex, Epoch};
 use crate::spdk::clock;
 use crate::spdk::dma::DmaBuf;
@@ -65,6 +65,14 @@ impl Volume {
         receiver.await.ok()
     }
 
+    /// Why a snapshot failed that was under way just now.
+    pub fn cause_of_failure(&self, seq: SnapshotSeq) -> Cause {
+        match self.last_failure.get() {
+            Some((failed, cause)) if failed == seq => cause,
+            _ => Cause::Other,
+        }
+    }
+
     /// Gives the snapshot under way up.
     pub fn abort_snapshot(self: &Rc<Self>, reason: &str) {
         self.drive(Event::Abort(reason.to_owned()));
@@ -100,7 +108,10 @@ impl Volume {
         self.notify(&record, WaitFor::Consistent);
     }
 
-    pub(super) fn ended(self: &Rc<Self>, record: &SnapshotRecord) {
+    pub(super) fn ended(self: &Rc<Self>, record: &SnapshotRecord, cause: Option<Cause>) {
+        if let Some(cause) = cause {
+            self.last_failure.set(Some((record.seq, cause)));
+        }
         let known = &self.known;
         let view = known.completing.borrow_mut().take();
         let host = known.hosts.borrow().get(&record.seq).cloned();
