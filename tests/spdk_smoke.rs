@@ -578,8 +578,10 @@ mod smoke {
         let threads = thread::all().await;
         println!("threads: {threads:?}");
         let mut loads = Vec::new();
+        let under_way = Arc::new(AtomicU64::new(0));
         for thread in threads {
-            loads.push(executor::spawn_on(thread, || async {
+            let under_way = Arc::clone(&under_way);
+            loads.push(executor::spawn_on(thread, move || async move {
                 // Each has a descriptor of its own, closed on its own thread.
                 let removed = Rc::new(Cell::new(false));
                 let told = Rc::clone(&removed);
@@ -597,12 +599,21 @@ mod smoke {
                         seed: 5,
                     };
                     let result = load::run(&ch, &spec).await.expect("run");
-                    done += result.reads + result.writes;
+                    let more = result.reads + result.writes;
+                    if done == 0 && more > 0 {
+                        under_way.fetch_add(1, Ordering::Relaxed);
+                    }
+                    done += more;
                 }
                 done
             }));
         }
-        sleep(Duration::from_millis(100)).await;
+        let all_under_way = async {
+            while under_way.load(Ordering::Relaxed) < loads.len() as u64 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), all_under_way).await.expect("in time");
         let reply = rpc_off_thread("bdev_malloc_delete", json!({ "name": "Malloc2" })).await;
         assert_eq!(reply["result"], json!(true), "{reply}");
         for load in loads {

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -292,11 +292,14 @@ fn strange_results_are_errors_and_json_shows_them() {
 
 #[test]
 fn the_user_s_timeout_holds_for_slow_commands_too() {
-    let target = Target::new(Box::new(|_, _| {
-        thread::sleep(Duration::from_secs(5));
+    let (given_up, no_answer_before) = mpsc::channel::<()>();
+    let no_answer_before = Mutex::new(no_answer_before);
+    let target = Target::new(Box::new(move |_, _| {
+        let _ = no_answer_before.lock().unwrap().recv();
         Ok(json!(true))
     }));
     let (status, _, err) = target.run("presnap snapshot delete vol0 monday --timeout 1");
+    drop(given_up);
     assert_eq!(status, 1);
     assert!(err.contains("no answer within 1 s"), "{err}");
 }

@@ -250,8 +250,14 @@ fn a_snapshot_has_an_open_zero_copy_whole() {
         json!({"bdev": "vol0", "op": "write", "offset": CHUNK, "bytes": 4096, "fill": 0xc3});
     let newer = target.call_start("test_io", params);
     wait_for("a parked write", SLOW, || (parked(&target) == 1).then_some(()));
-    std::thread::sleep(Duration::from_millis(300));
-    let snapshot = target.get_snapshot("vol0", "s").expect("there");
+    // Nothing else is left for the snapshot to do.
+    let others = (MASTER_MIB << 20) / CHUNK - 2;
+    let snapshot = wait_for("all other chunks to be settled", 20 * SLOW, || {
+        let snapshot = target.get_snapshot("vol0", "s").expect("there");
+        let ways = ["adopted", "copied", "preserved", "zero"];
+        let settled = ways.iter().filter_map(|way| snapshot["chunks"][way].as_u64()).sum::<u64>();
+        (settled == others).then_some(snapshot)
+    });
     assert_eq!(snapshot["state"], "completing", "without the zero copy's end: {snapshot}");
     assert_eq!(parked(&target), 1, "the newer write passed");
     write.put(6144, BYTES - 6144, 0xb2);
