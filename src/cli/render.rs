@@ -296,6 +296,8 @@ fn volume_stats(stats: &VolumeStats) -> String {
     let commands = &stats.commands;
     let copy = &stats.copy;
     let staging = &stats.staging;
+    let staging_off =
+        staging.off_reason.as_deref().map_or(String::new(), |why| format!("off: {}; ", clean(why)));
     let rate = |count: u64| bytes_per_s(count, stats.interval_ms);
     let mut lines = vec![
         ("volume", clean(&stats.volume)),
@@ -343,8 +345,9 @@ fn volume_stats(stats: &VolumeStats) -> String {
         (
             "staging",
             format!(
-                "{} slots, {} valid; since then {} staged, {} refreshed, {} outdated, {} adopted, \
+                "{}{} slots, {} valid; since then {} staged, {} refreshed, {} outdated, {} adopted, \
                  {} dropped",
+                staging_off,
                 staging.slots,
                 staging.valid,
                 staging.staged,

@@ -104,8 +104,14 @@ fn stats_have_a_block_per_volume() {
     stats.volumes[1].volume = "vol1".into();
     stats.volumes[1].preserve =
         Latency { count: 0, mean_us: 0, p50_us: 0, p90_us: 0, p99_us: 0, p999_us: 0, max_us: 0 };
+    stats.volumes[1].staging.off_reason = Some("3 copies\nfailed".into());
     let text = super::stats(&stats);
     assert!(text.contains("\n\nvolume      vol1\n"), "{text}");
+    assert_eq!(text.matches("off: ").count(), 1, "{text}");
+    assert!(
+        text.contains("\nstaging     off: 3 copies") && text.contains("failed; 3072 slots"),
+        "{text}"
+    );
     assert!(text.contains("\npreserve    -\n"), "{text}");
     assert!(text.contains("p99 212 us"), "{text}");
     assert_eq!(super::stats(&Stats { volumes: vec![] }), "");

@@ -308,7 +308,7 @@ impl Engine {
         if policy != self.policy.kind() || self.staging_off.is_some() {
             self.policy = Policy::new(policy);
             self.closing.clear();
-            self.staging_off = None;
+            self.staging_off.clone_from(&self.store_gone);
             self.staging_error_run = 0;
         }
         if settings.copy_bytes_per_s_max != self.settings.copy_bytes_per_s_max {

@@ -664,5 +664,10 @@ fn a_lost_store_ends_snapshots_and_staging_and_lets_writers_go() {
         assert!(bench.tick_after(100_000).is_empty());
     }
     assert_eq!(bench.engine.staged_len(), 0);
+    // Nor does the policy set anew bring anything back.
+    let settings = bench.engine.settings();
+    bench.engine.set_settings(settings, bench.now);
+    assert!(bench.tick_after(100_000).is_empty());
+    assert!(bench.engine.staging_off().unwrap().contains("unplugged"));
     failed_because(&bench.apply(Event::Create(record(2))), "unplugged");
 }

@@ -184,6 +184,7 @@ impl Stats {
                     dropped: 12,
                     slots: 3_072,
                     valid: 2_958,
+                    off_reason: None,
                 },
                 snapshots: SnapshotStats { created: 1, completed: 1, failed: 0, deleted: 0 },
                 records: RecordStats { recorded: 14_241_507, overflowed: 0 },

@@ -57,7 +57,7 @@ impl From<Failure> for RpcError {
 }
 
 fn value<T: Serialize>(object: &T) -> Value {
-    serde_json::to_value(object).unwrap_or_default()
+    serde_json::to_value(object).expect("objects hold nothing that JSON cannot")
 }
 
 /// Registers every method with SPDK, before the app is run.
@@ -325,7 +325,9 @@ fn set_policy(p: &params::SetPolicy) -> Result<Policy, RpcError> {
     tuning.staging_limit_percent = p.staging_limit_percent.unwrap_or(tuning.staging_limit_percent);
     tuning.snapshot_target_ms = p.snapshot_target_ms.unwrap_or(tuning.snapshot_target_ms);
     tuning.copy_mbytes_per_sec = p.copy_mbytes_per_sec.unwrap_or(tuning.copy_mbytes_per_sec);
-    if tuning != volume.options().tuning {
+    // The same once more has it try again what it has given up.
+    let gave_up = volume.with_engine(|engine| engine.staging_off().is_some());
+    if tuning != volume.options().tuning || gave_up {
         volume.tune(tuning);
     }
     Ok(policy_object(tuning))
@@ -583,6 +585,7 @@ fn volume_stats(volume: &Volume) -> VolumeStats {
             dropped: engine.dropped_copies,
             slots,
             valid,
+            off_reason: volume.with_engine(|engine| engine.staging_off().map(str::to_owned)),
         },
         snapshots: SnapshotStats {
             created: counters.cuts,

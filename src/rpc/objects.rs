@@ -471,6 +471,9 @@ objects! {
         slots: u64,
         /// Of these, valid ones.
         valid: u64,
+        /// Why nothing is staged although the policy is not `off`; null if all is well. Setting the
+        /// policy anew has it try again.
+        off_reason: Option<String>,
     }
     /// Snapshots since counting began.
     SnapshotStats {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cut::{CHUNK_KIB, VOLUME_MIB, Window, Writer, assert_cut, cut, slow_down, slow_store};
-use crate::harness::{Bench, Process};
+use crate::harness::{Bench, Process, wait_for};
 
 /// The volume holds all its writes; the next snapshot is right, and no slot is lost.
 fn assert_well(target: &Process, writer: &Writer<'_>) {
@@ -96,6 +96,33 @@ fn a_failing_store_fails_the_snapshot_and_not_the_volume() {
     inject(&target, "failure", 0);
     target.check_slots();
     assert_well(&target, &writer);
+    target.stop();
+}
+
+/// Staging gives up after a few errors in a row, and says so.
+///
+/// Fails when the reason stays in the engine.
+#[test]
+fn staging_that_a_failing_store_ended_says_why() {
+    let bench = Bench::new();
+    let target = failing_store(&bench);
+    let reason = || target.stats()["staging"]["off_reason"].clone();
+    let idle = json!({"volume": "vol0", "policy": "idle", "idle_ms": 1});
+    inject(&target, "failure", 1_000_000);
+    assert_eq!(reason(), Value::Null, "the policy is off, and that is all");
+    target.call("presnap_set_policy", idle.clone());
+    let written = target.io("vol0", "write", 0, u64::from(CHUNK_KIB) << 16, 0xa1);
+    assert_eq!(written["ok"], true, "{written}");
+    let why = wait_for("staging to be given up", Duration::from_secs(30), || {
+        reason().as_str().map(str::to_owned)
+    });
+    assert!(why.contains("staging copies in a row failed"), "{why}");
+    inject(&target, "failure", 0);
+    target.call("presnap_set_policy", idle);
+    assert_eq!(reason(), Value::Null);
+    let staged = || target.stats()["staging"]["valid"] == 64;
+    wait_for("all to be staged", Duration::from_secs(30), || staged().then_some(()));
+    target.check_slots();
     target.stop();
 }
 
