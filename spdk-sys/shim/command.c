@@ -388,17 +388,6 @@ psc_io_iovs(struct psc_io *io, int32_t *iovcnt)
 	return outer(io)->u.bdev.iovs;
 }
 
-struct psc_io *
-psc_io_abort_target(struct psc_io *io)
-{
-	struct spdk_bdev_io *target = outer(io)->u.abort.bio_to_abort;
-
-	if (target == NULL || target->bdev->module != &psc_module) {
-		return NULL;
-	}
-	return (struct psc_io *)target->driver_ctx;
-}
-
 struct spdk_thread *
 psc_io_thread(struct psc_io *io)
 {

@@ -9,12 +9,6 @@ psc_set_rust(const struct psr_calls *calls)
 	psc_rust = calls;
 }
 
-uint32_t
-psc_spdk_version(void)
-{
-	return (uint32_t)SPDK_VERSION;
-}
-
 const char *
 psc_spdk_version_string(void)
 {
@@ -57,8 +51,8 @@ psc_dma_free(void *buf)
 	spdk_free(buf);
 }
 
-bool
-psc_cpu_is_reactor(uint32_t cpu)
+static bool
+cpu_is_reactor(uint32_t cpu)
 {
 	uint32_t core;
 
@@ -68,12 +62,6 @@ psc_cpu_is_reactor(uint32_t cpu)
 		}
 	}
 	return false;
-}
-
-uint32_t
-psc_reactor_count(void)
-{
-	return spdk_env_get_core_count();
 }
 
 struct spdk_thread *
@@ -149,7 +137,7 @@ psc_os_thread_set_cpus(const uint32_t *cpus, size_t count)
 	}
 	if (count == 0) {
 		for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-			if (CPU_ISSET(cpu, &g_start_cpus) && !psc_cpu_is_reactor(cpu)) {
+			if (CPU_ISSET(cpu, &g_start_cpus) && !cpu_is_reactor(cpu)) {
 				CPU_SET(cpu, &set);
 			}
 		}
@@ -234,10 +222,4 @@ void
 psc_app_stop(int rc)
 {
 	spdk_app_stop(rc);
-}
-
-void
-psc_app_start_shutdown(void)
-{
-	spdk_app_start_shutdown();
 }

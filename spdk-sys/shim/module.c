@@ -346,12 +346,6 @@ psc_device_unregister(struct psc_device *dev, psc_done_fn done, void *ctx)
 	spdk_bdev_unregister(&dev->bdev, done, ctx);
 }
 
-struct spdk_bdev *
-psc_device_bdev(struct psc_device *dev)
-{
-	return &dev->bdev;
-}
-
 int
 psc_device_resize(struct psc_device *dev, uint64_t block_count)
 {

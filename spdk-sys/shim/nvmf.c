@@ -8,12 +8,6 @@ target(void)
 }
 
 bool
-psc_nvmf_have_target(void)
-{
-	return target() != NULL;
-}
-
-bool
 psc_nvmf_have_transport(const char *trtype)
 {
 	return target() != NULL && spdk_nvmf_tgt_get_transport(target(), trtype) != NULL;
@@ -172,12 +166,6 @@ psc_nvmf_subsystem_add_host(struct spdk_nvmf_subsystem *s, const char *nqn)
 #else
 	return spdk_nvmf_subsystem_add_host(s, nqn);
 #endif
-}
-
-int
-psc_nvmf_subsystem_remove_host(struct spdk_nvmf_subsystem *s, const char *nqn)
-{
-	return spdk_nvmf_subsystem_remove_host(s, nqn);
 }
 
 int

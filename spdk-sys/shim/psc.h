@@ -99,7 +99,6 @@ void psc_set_rust(const struct psr_calls *calls);
 
 /* ---- env, threads, pollers --------------------------------------------------------------------- */
 
-uint32_t psc_spdk_version(void); /* SPDK_VERSION of the headers: major << 16 | minor << 8 | patch */
 const char *psc_spdk_version_string(void);
 
 uint64_t psc_ticks(void);
@@ -108,9 +107,6 @@ uint64_t psc_ticks_hz(void);
 uint64_t psc_os_thread_cpu_ns(void);
 void *psc_dma_zmalloc(size_t len, size_t align);
 void psc_dma_free(void *buf);
-bool psc_cpu_is_reactor(uint32_t cpu);
-/* Number of reactors; 0 before the environment is up. */
-uint32_t psc_reactor_count(void);
 
 typedef void (*psc_msg_fn)(void *ctx);
 typedef int (*psc_poller_fn)(void *ctx); /* > 0 busy, 0 idle */
@@ -153,8 +149,6 @@ void psc_umask_private(void);
 /* Blocks until the app has stopped; the return code is psc_app_stop()'s. */
 int psc_app_run(const struct psc_app_opts *opts, void *ctx);
 void psc_app_stop(int rc);
-/* As if SIGTERM had come. */
-void psc_app_start_shutdown(void);
 
 /* ---- bdevs, users' side ------------------------------------------------------------------------ */
 
@@ -318,7 +312,6 @@ typedef void (*psc_done_fn)(void *ctx, int rc);
 void psc_device_unregister(struct psc_device *dev, psc_done_fn done, void *ctx);
 /* The base is out of the way: let go of the io_device, then tell SPDK, then psr_free. */
 void psc_device_destruct_done(struct psc_device *dev);
-struct spdk_bdev *psc_device_bdev(struct psc_device *dev);
 int psc_device_resize(struct psc_device *dev, uint64_t block_count);
 /* fn(ctx, channel) on each channel's thread, then done(ctx, 0) on the calling one. */
 typedef void (*psc_channel_fn)(void *ctx, void *channel);
@@ -341,8 +334,6 @@ void psc_io_zcopy_keep(struct psc_io *io);
 typedef void (*psc_io_buf_cb)(struct psc_io *io, bool success);
 void psc_io_get_buf(struct psc_io *io, psc_io_buf_cb cb);
 struct iovec *psc_io_iovs(struct psc_io *io, int32_t *iovcnt);
-/* The command a PSC_IO_ABORT is after, or NULL when it is none of ours. */
-struct psc_io *psc_io_abort_target(struct psc_io *io);
 struct spdk_thread *psc_io_thread(struct psc_io *io);
 
 /* ---- json, rpc ---------------------------------------------------------------------------------- */
@@ -373,7 +364,6 @@ struct psc_nvmf_addr {
 	const char *trsvcid;
 };
 
-bool psc_nvmf_have_target(void);
 bool psc_nvmf_have_transport(const char *trtype);
 /* 0: done will be called; else negative errno and it will not. The same below. */
 int psc_nvmf_transport_create(const char *trtype, psc_done_fn done, void *ctx);
@@ -382,7 +372,6 @@ int psc_nvmf_subsystem_create(const char *nqn, const char *serial, const char *m
 			      uint32_t max_namespaces, struct spdk_nvmf_subsystem **out);
 int psc_nvmf_subsystem_allow_any_host(struct spdk_nvmf_subsystem *s, bool allow);
 int psc_nvmf_subsystem_add_host(struct spdk_nvmf_subsystem *s, const char *nqn);
-int psc_nvmf_subsystem_remove_host(struct spdk_nvmf_subsystem *s, const char *nqn);
 int psc_nvmf_subsystem_add_ns(struct spdk_nvmf_subsystem *s, const struct psc_nvmf_ns *ns,
 			      uint32_t *nsid);
 int psc_nvmf_subsystem_remove_ns(struct spdk_nvmf_subsystem *s, uint32_t nsid);

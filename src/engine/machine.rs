@@ -289,11 +289,9 @@ impl Engine {
         self.policy.last_write(chunk)
     }
 
-    /// The snapshot under way: its record so far and the share of its dirty index walked.
-    pub fn progress(&self) -> Option<(&SnapshotRecord, f64)> {
-        self.snapshot
-            .as_ref()
-            .map(|s| (&s.record, s.walked_share(self.gate.geometry().chunk_count())))
+    /// The record of the snapshot under way, as far as it is.
+    pub fn progress(&self) -> Option<&SnapshotRecord> {
+        self.snapshot.as_ref().map(|snapshot| &snapshot.record)
     }
 
     /// Whether there is anything to do soon: the driver then ticks as often as it can.

@@ -26,17 +26,6 @@ pub enum PolicyKind {
     },
 }
 
-impl PolicyKind {
-    /// Name as in the RPC.
-    pub fn name(self) -> &'static str {
-        match self {
-            PolicyKind::Off => "off",
-            PolicyKind::Idle { .. } => "idle",
-            PolicyKind::Scored { .. } => "scored",
-        }
-    }
-}
-
 /// Spreads chunk numbers over a map: one multiplication, since each write pays for it. Whoever picks
 /// chunks so that they collide slows nothing but the staging of a volume that is theirs to write.
 #[derive(Default)]

@@ -53,8 +53,6 @@ pub(super) struct Snapshot {
     pub(super) old_epoch: Epoch,
     /// The dirty index of the old epoch, as far as it is not walked; `None` when it is.
     walk: Option<DirtyWalk>,
-    /// Words of the dirty index walked so far, for the progress.
-    words_walked: u32,
     /// Chunks taken from the index or brought up by parked commands, to be made dirty again if
     /// the snapshot fails.
     brought_up: Vec<ChunkIndex>,
@@ -93,7 +91,6 @@ impl Snapshot {
             requested_at: now,
             old_epoch: Epoch(0),
             walk: None,
-            words_walked: 0,
             brought_up: Vec::new(),
             visited: 0,
             candidates: FixedHashMap::default(),
@@ -121,15 +118,6 @@ impl Snapshot {
     /// Whether a copy started in `epoch` is of use to this snapshot.
     pub(super) fn owns(&self, epoch: Epoch) -> bool {
         self.phase == Phase::Copy && epoch <= self.old_epoch
-    }
-
-    /// Share of the dirty index walked.
-    pub(super) fn walked_share(&self, chunk_count: u32) -> f64 {
-        match (self.phase, &self.walk) {
-            (Phase::Begin, _) => 0.0,
-            (_, Some(_)) => f64::from(self.words_walked) * 64.0 / f64::from(chunk_count.max(1)),
-            (_, None) => 1.0,
-        }
     }
 }
 
@@ -285,7 +273,6 @@ impl Engine {
                     return;
                 }
                 words += 1;
-                snapshot.words_walked += 1;
                 let brought_up = &mut snapshot.brought_up;
                 let before = brought_up.len();
                 if gate.take_dirty(walk, 1, |chunk| brought_up.push(chunk)) {

@@ -250,7 +250,7 @@ impl World {
         report.policy = match (kind, &scorer) {
             (_, Some(scorer)) => scorer.name(),
             (PolicyKind::Idle { rest_us }, _) => format!("idle {} s", rest_us as f64 / 1e6),
-            (kind, None) => kind.name().to_owned(),
+            (_, None) => "off".to_owned(),
         };
         let settings = Settings {
             policy: kind,

@@ -231,14 +231,7 @@ fn stop_here(rc: i32) {
     .detach();
 }
 
-/// The version of SPDK this was built with: (major, minor, patch).
-pub fn spdk_version() -> (u32, u32, u32) {
-    // SAFETY: gives a constant.
-    let version = unsafe { sys::psc_spdk_version() };
-    (version >> 16, version >> 8 & 0xff, version & 0xff)
-}
-
-/// The same as SPDK writes it.
+/// The version of SPDK this was built with, as SPDK writes it.
 pub fn spdk_version_string() -> String {
     // SAFETY: a static C string.
     let text = unsafe { std::ffi::CStr::from_ptr(sys::psc_spdk_version_string()) };

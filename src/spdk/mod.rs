@@ -29,8 +29,7 @@
 //!    the command, and with it device, channel and state.
 //! 5. A reset means: every command under way has to complete soon. Use
 //!    `io.for_each_channel(|device, channel| /* complete what is kept, Aborted */, |io, _| io.forward(..))`.
-//!    An abort names its target: compare `io.abort_target()` with the `id()` of those kept, else
-//!    forward it; SPDK finds the forwarded command.
+//!    Forward an abort: SPDK finds the command it is after, which was forwarded, too.
 //! 6. [`bdev_module::Registration::unregister`] resolves when everything is gone. `destruct` closes
 //!    what is below; the device value is dropped after that.
 //!

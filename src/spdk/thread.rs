@@ -186,9 +186,3 @@ pub fn spawn_os_thread<T: Send + 'static>(
         f()
     })
 }
-
-/// Number of reactors.
-pub fn reactor_count() -> u32 {
-    // SAFETY: reads the environment's core count.
-    unsafe { sys::psc_reactor_count() }
-}

@@ -65,10 +65,11 @@ impl World {
     fn read(&mut self, mut reader: Reader) -> Option<Reader> {
         let (seq, chunk) = (reader.seq, reader.chunk);
         let state = self.node().chain.get(seq).map(|record| record.state);
-        let failing =
-            self.node().engine.progress().is_some_and(|(record, _)| {
-                record.seq == seq && record.state == SnapshotState::Failed
-            });
+        let failing = self
+            .node()
+            .engine
+            .progress()
+            .is_some_and(|record| record.seq == seq && record.state == SnapshotState::Failed);
         if failing || !matches!(state, Some(SnapshotState::Completing | SnapshotState::Complete)) {
             return None; // its reads end with an error from now on
         }

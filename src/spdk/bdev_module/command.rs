@@ -35,10 +35,6 @@ pub enum Status {
     NoMem,
 }
 
-/// Identity of a command while it is under way, for finding the target of an abort.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct IoId(usize);
-
 /// Phase and purpose of a zero-copy command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Zcopy {
@@ -165,18 +161,6 @@ impl<D: BdevDevice> BdevIo<D> {
             let channel = &*(*self.raw()).channel.cast::<D::Channel>();
             (&device.device, channel, &mut *self.state_raw())
         }
-    }
-
-    /// Identity while under way.
-    pub fn id(&self) -> IoId {
-        IoId(self.raw() as usize)
-    }
-
-    /// For [`IoType::Abort`]: the command to abort. `None` when it is none of presnap's.
-    pub fn abort_target(&self) -> Option<IoId> {
-        // SAFETY: an abort command, valid until completion.
-        let target = unsafe { sys::psc_io_abort_target(self.raw()) };
-        (!target.is_null()).then_some(IoId(target as usize))
     }
 
     /// Ends self and its state, leaving the completion to the caller.
@@ -490,11 +474,6 @@ impl<D: BdevDevice> ParkedIo<D> {
         // SAFETY: valid until completion; the thread of a command under way does not change.
         let raw = unsafe { sys::psc_io_thread(self.raw.as_ptr()) };
         Thread::from_raw(raw).expect("a command has a thread")
-    }
-
-    /// Identity of the command.
-    pub fn id(&self) -> IoId {
-        IoId(self.raw.as_ptr() as usize)
     }
 
     /// The command again.

@@ -17,7 +17,7 @@ mod command;
 mod device;
 
 pub use command::{
-    BdevIo, IoId, OnDone, OnReturn, ParkedIo, SC_WRITE_PROTECTED, SCT_GENERIC, Status, Zcopy,
+    BdevIo, OnDone, OnReturn, ParkedIo, SC_WRITE_PROTECTED, SCT_GENERIC, Status, Zcopy,
 };
 pub use device::{BdevDevice, BdevSpec, IO_STATE_BYTES_MAX, Registration, register};
 

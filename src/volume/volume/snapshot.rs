@@ -80,7 +80,7 @@ impl Volume {
 
     /// Record of the snapshot under way, as far as it is.
     pub fn snapshot_so_far(&self) -> Option<SnapshotRecord> {
-        let mut record = self.engine.borrow().progress().map(|(record, _)| record.clone())?;
+        let mut record = self.engine.borrow().progress().cloned()?;
         // The engine counts a chunk as required when it is done, or "done of required" would say
         // nothing.
         record.chunks.required = record.chunks.required.max(self.dirty_at_begin.get());
