@@ -28,6 +28,8 @@ use crate::store::{
 
 /// How long to wait before a full catalog queue is tried again.
 const QUEUE_RETRY: std::time::Duration = std::time::Duration::from_millis(1);
+/// Why a store is lost whose bdev has gone.
+const REMOVED: &str = "its device was removed";
 /// Pause between two looks at whether one's turn has come.
 const EXCLUSIVE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
@@ -136,8 +138,15 @@ impl StoreHost {
         check_store_bdev(&info)?;
         let world = world();
         let key = world.next_key();
-        let desc = Desc::open(bdev, true, move |event| device_event(key, event))
-            .map_err(|error| Failure::opening(bdev, error))?;
+        // There is no store in the world yet that the event could go to.
+        let removed = Rc::new(Cell::new(false));
+        let is_removed = Rc::clone(&removed);
+        let on_event = move |event| {
+            is_removed.set(is_removed.get() || event == BdevEvent::Remove);
+            device_event(key, event);
+        };
+        let desc =
+            Desc::open(bdev, true, on_event).map_err(|error| Failure::opening(bdev, error))?;
         desc.claim().map_err(|error| Failure::opening(bdev, error))?;
         let channel = desc.channel().map_err(|error| Failure::opening(bdev, error))?;
         let device: SharedDevice = Arc::new(StoreDevice::new(key, channel.clone()));
@@ -194,6 +203,11 @@ impl StoreHost {
         }
         world.stores.borrow_mut().insert(host.name.clone(), Rc::clone(&host));
         snapshots::publish_all(&host);
+        if removed.get() {
+            // Later: it takes its turn after whoever opens the store.
+            let lost = Rc::clone(&host);
+            executor::spawn(async move { lost.lose(REMOVED).await }).detach();
+        }
         Ok(host)
     }
 
@@ -469,7 +483,7 @@ fn device_event(key: u64, event: BdevEvent) {
     let host = world.stores.borrow().values().find(|store| store.key == key).cloned();
     executor::spawn(async move {
         match host {
-            Some(host) => host.lose("its device was removed").await,
+            Some(host) => host.lose(REMOVED).await,
             // Still being opened: its requests fail from now on, and opening with them.
             None => StoreDevice::disconnect(key),
         }
