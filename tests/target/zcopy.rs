@@ -274,6 +274,43 @@ fn a_snapshot_has_an_open_zero_copy_whole() {
     target.stop();
 }
 
+/// A failed snapshot's bdev is gone only when its last reader has let go of it; until then its name is
+/// taken, and a deletion does not say otherwise.
+///
+/// Fails when the deletion does not wait for the bdev of a snapshot that has failed.
+#[test]
+fn the_name_of_a_failed_snapshot_is_free_once_it_is_deleted() {
+    let bench = Bench::new();
+    let target = target(&bench, "0x1", true);
+    slow_down(&target, SLOW / 3);
+    target.snapshot_cut("vol0", "s");
+    let read = Zcopy::new(&target, "read");
+    assert_eq!(read.start("vol0@s", 0, true), 0xa1);
+    let snapshot = json!({"volume": "vol0", "name": "s"});
+    let deleting = target.call_start("presnap_snapshot_delete", snapshot.clone());
+    wait_for("the snapshot to have failed", 20 * SLOW, || {
+        let there = target.get_snapshot("vol0", "s");
+        there.is_none_or(|snapshot| snapshot["state"] == "failed").then_some(())
+    });
+    slow_down(&target, Duration::ZERO);
+    // Answered, in whatever way, when that is recorded; a create before it would wait for the one that failed.
+    let late = json!({"bdev": "vol0@s", "op": "read", "offset": 0, "bytes": 4096, "fill": 0});
+    let late = target.try_call("test_io", late);
+    assert!(!late.as_ref().is_ok_and(|answer| answer["ok"] == true), "{late:?}");
+    let again = target.call_start("presnap_snapshot_create", snapshot);
+    for _ in 0..100 {
+        assert!(!deleting.is_finished() && !again.is_finished(), "its bdev is open");
+        target.stats();
+    }
+    read.end(false);
+    assert_eq!(deleting.join().expect("joined").expect("answered"), true);
+    let again = again.join().expect("joined").expect("answered");
+    assert_eq!(again["state"], "complete", "{again}");
+    assert_bytes(&target, "vol0@s", &[]);
+    target.check_slots();
+    target.stop();
+}
+
 /// I1 and I6 where the bdev layer has the buffer: nothing is written before the end.
 #[test]
 fn a_snapshot_does_not_wait_for_what_is_written_at_the_end() {

@@ -239,7 +239,8 @@ async fn drop_record_now(
     let Some(record) = known.chain.borrow().get(seq).cloned() else { return Ok(()) };
     let id = record.volume;
     let host = known.hosts.borrow_mut().remove(&seq);
-    let had_bdev = host.is_some();
+    // That of a failed one is being removed already.
+    let had_bdev = host.is_some() && record.state == SnapshotState::Complete;
     if let Some(host) = host {
         host.retract().await;
     }

@@ -123,8 +123,13 @@ impl Volume {
         } else {
             if let Some(host) = host {
                 host.fail();
-                known.hosts.borrow_mut().remove(&record.seq);
-                executor::spawn(async move { host.retract().await }).detach();
+                // Known until it is gone: whoever deletes the snapshot waits for that, too.
+                let (known, seq) = (Rc::clone(known), record.seq);
+                executor::spawn(async move {
+                    host.retract().await;
+                    known.hosts.borrow_mut().remove(&seq);
+                })
+                .detach();
             }
             let reason = record.reason.as_deref().unwrap_or("unknown");
             tracing::warn!(volume = self.name(), snapshot = record.name, reason, "snapshot failed");
