@@ -52,9 +52,9 @@ pub struct SlotLayout {
 }
 
 impl SlotLayout {
-    /// First block of a slot.
-    pub fn block_of(self, slot: SlotIndex) -> u64 {
-        self.offset_blocks + u64::from(slot.0) * self.slot_blocks
+    /// Where in the store block `within` of a slot is.
+    pub fn block_at(self, slot: SlotIndex, within: u64) -> u64 {
+        self.offset_blocks + u64::from(slot.0) * self.slot_blocks + within
     }
 }
 
@@ -118,11 +118,13 @@ impl Copier<'_> {
             }
         }
         let block_crcs = self.block_crcs(job, &buf[..chunk_bytes]);
-        let slot = self.slots.block_of(job.slot);
         let chunk_lba = self.geometry.chunk_range(job.chunk).lba;
         let to_slot: Vec<Part> = parts
             .iter()
-            .map(|part| Part { offset_blocks: slot + part.offset_blocks - chunk_lba, ..*part })
+            .map(|part| Part {
+                offset_blocks: self.slots.block_at(job.slot, part.offset_blocks - chunk_lba),
+                ..*part
+            })
             .collect();
         let (buf, written) = self.store.write_parts(buf, &to_slot).await;
         let result = match written {
@@ -190,7 +192,7 @@ impl Copier<'_> {
             None => self.pool.take(self.geometry.chunk_bytes() as usize)?,
         };
         let blocks = self.geometry.chunk_range(chunk).count;
-        let (buf, read) = self.store.read(buf, self.slots.block_of(slot), blocks).await;
+        let (buf, read) = self.store.read(buf, self.slots.block_at(slot, 0), blocks).await;
         let equal = read.is_ok() && buf[..bytes.len()] == *bytes;
         *spare = Some(buf);
         match read {

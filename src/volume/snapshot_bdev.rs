@@ -6,8 +6,9 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::copier::SlotLayout;
 use super::snapshots;
-use crate::engine::records::{SlotIndex, SlotRef};
+use crate::engine::records::SlotRef;
 use crate::gate::Geometry;
 use crate::spdk::bdev::{Desc, IoChannel, IoType};
 use crate::spdk::bdev_module::{
@@ -32,20 +33,12 @@ pub struct SnapshotDevice {
     pub geometry: Geometry,
     /// The store.
     pub store: Desc,
-    /// Where slot 0 begins, in blocks of the store.
-    pub slots_offset_blocks: u64,
+    /// Where its slots are.
+    pub slots: SlotLayout,
     /// Where each chunk is, from completion on.
     pub map: OnceLock<SlotMap>,
     /// Given up, or its store is gone: reads fail.
     pub failed: AtomicBool,
-}
-
-impl SnapshotDevice {
-    /// First block of the store that holds block `lba` of the snapshot, if that is in `slot`.
-    pub fn slot_block(&self, slot: SlotIndex, lba: u64) -> u64 {
-        let within = lba % self.geometry.chunk_lbas();
-        self.slots_offset_blocks + u64::from(slot.0) * self.geometry.chunk_lbas() + within
-    }
 }
 
 impl BdevDevice for SnapshotDevice {
@@ -105,7 +98,7 @@ fn read(io: BdevIo<SnapshotDevice>) {
     match map.get(chunk) {
         Some(SlotRef::Zero) => io.complete_zeroes(),
         Some(SlotRef::Slot { slot, .. }) => {
-            let offset = device.slot_block(slot, lba);
+            let offset = device.slots.block_at(slot, lba % device.geometry.chunk_lbas());
             let channel = io.channel().clone();
             io.forward_at(&channel, offset, None);
         }

@@ -84,7 +84,7 @@ pub fn publish(store: &Rc<StoreHost>, known: &KnownVolume, record: &SnapshotReco
         key,
         geometry,
         store: desc,
-        slots_offset_blocks: store.layout().offset_blocks,
+        slots: store.layout(),
         map,
         failed: AtomicBool::new(false),
     });

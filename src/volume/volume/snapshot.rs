@@ -193,7 +193,7 @@ impl Volume {
                     Some(SlotRef::Zero) => Some(Ok(buf)),
                     Some(SlotRef::Slot { slot, .. }) => {
                         let within = lba - self.device.gate.geometry().chunk_range(chunk).lba;
-                        let at = self.store.layout().block_of(slot) + within;
+                        let at = self.store.layout().block_at(slot, within);
                         let store = match self.store.device() {
                             Ok((_, store)) => store,
                             Err(failure) => return Some(Err(failure.message)),
