@@ -501,22 +501,23 @@ fn check_store_bdev(info: &BdevInfo) -> Result<(), Failure> {
             ),
         ));
     }
-    if info.md_bytes != 0 || info.dif_type != 0 {
-        return Err(Failure::new(
-            Sort::Invalid,
-            format!(
-                "bdev '{name}' has {} bytes of metadata per block; format it without",
-                info.md_bytes
-            ),
-        ));
-    }
-    if info.zoned {
-        return Err(Failure::new(
-            Sort::Invalid,
-            format!("bdev '{name}' is zoned; name one that is not"),
-        ));
-    }
-    Ok(())
+    check_blocks("store's bdev", info)
+}
+
+/// What a store's bdev and a master (`role`) have in common: plain blocks.
+///
+/// # Errors
+/// It has metadata, or is zoned.
+pub fn check_blocks(role: &str, info: &BdevInfo) -> Result<(), Failure> {
+    let (name, md_bytes) = (&info.name, info.md_bytes);
+    let complaint = if md_bytes != 0 || info.dif_type != 0 {
+        format!("{role} '{name}' has {md_bytes} bytes of metadata per block; format it without")
+    } else if info.zoned {
+        format!("{role} '{name}' is zoned; use one that is not")
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(Sort::Invalid, complaint))
 }
 
 /// Whether the bdev carries a store, by a look at its superblocks.

@@ -23,7 +23,7 @@ use crate::volume::access::AccessRings;
 use crate::volume::copier::{BufferPool, Copier};
 use crate::volume::failure::{Failure, Sort};
 use crate::volume::hooks;
-use crate::volume::store_host::{Exclusive, KnownVolume, StoreHost};
+use crate::volume::store_host::{Exclusive, KnownVolume, StoreHost, check_blocks};
 use crate::volume::volume::{self, Volume, VolumeOptions};
 use crate::volume::volume_bdev::VolumeDevice;
 use crate::volume::world::world;
@@ -201,15 +201,7 @@ fn check_master(
     {
         return invalid(format!("bdev '{name}' is a read-only snapshot; a master is written to"));
     }
-    if info.md_bytes != 0 || info.dif_type != 0 {
-        return invalid(format!(
-            "master '{name}' has {} bytes of metadata per block; format it without",
-            info.md_bytes
-        ));
-    }
-    if info.zoned {
-        return invalid(format!("master '{name}' is zoned; use one that is not"));
-    }
+    check_blocks("master", info)?;
     if info.block_bytes != store.superblock.block_bytes {
         return invalid(format!(
             "master '{name}' has blocks of {} bytes and store '{}' of {}; use devices with the \
