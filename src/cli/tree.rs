@@ -1,5 +1,5 @@
-//! The command tree: `serve`, `rpc`, `replay`, `report`, `perf` and `volume list` are written out, all other commands follow
-//! from the table of methods.
+//! The command tree: `serve`, `rpc`, `replay`, `report`, `train`, `perf`, `volume list` and the pictures of `chunks` are
+//! written out, all other commands follow from the table of methods.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

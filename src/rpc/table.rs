@@ -186,7 +186,7 @@ pub const METHODS: &[Method] = &[
         one_of: &["bdev", "name"],
         example: r#"{"bdev": "Nvme1n1"}"#,
         reply: Reply::Stores,
-        reply_doc: "A list of one: the store.",
+        reply_doc: "A list of one: the store; empty while a configuration waits for the bdev.",
         errors: &[
             NO_BDEV,
             CLAIMED,

@@ -26,6 +26,9 @@ use crate::store::{
     SharedDevice, SlotAllocator, SlotMap, Superblock,
 };
 
+/// SPDK's modules whose bdevs write their caches to the medium at a flush, or have nothing that outlives
+/// the process. Those stacked on others pass a flush on, but SPDK's NVMe bdev then ends it by itself.
+const FLUSHING_MODULES: [&str; 3] = ["aio", "malloc", "nvme"];
 /// How long to wait before a full catalog queue is tried again.
 const QUEUE_RETRY: std::time::Duration = std::time::Duration::from_millis(1);
 /// Why a store is lost whose bdev has gone.
@@ -136,6 +139,14 @@ impl StoreHost {
     pub async fn open(bdev: &str, how: Open) -> Result<Rc<Self>, Failure> {
         let info = bdev::find(bdev).ok_or_else(|| Failure::no_bdev(bdev))?;
         check_store_bdev(&info)?;
+        if info.write_cache && !FLUSHING_MODULES.contains(&info.module_name.as_str()) {
+            tracing::warn!(
+                bdev,
+                module = info.module_name,
+                "the store's bdev has a volatile write cache that flushes may not reach: after a power cut \
+                 complete snapshots may be damaged; see \"What the store's device must do\" in docs/operating.md"
+            );
+        }
         let world = world();
         let key = world.next_key();
         // There is no store in the world yet that the event could go to.
