@@ -3,8 +3,11 @@
 //! Three panels show the same cells, each of one or more chunks, row by row from the volume's start: how
 //! often they were written, how likely they are to be, and what there is of copies.
 
-// Places in a scale of a few colours.
-#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "places in a scale of a few colours"
+)]
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,5 @@
 //! `presnap replay`: what a policy is worth on a trace. Runs in this process and needs no target.
-// Shares and times are for people to read.
-#![allow(clippy::cast_precision_loss)]
+#![allow(clippy::cast_precision_loss, reason = "shares and times are for people to read")]
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -82,7 +81,7 @@ fn chunk_kib(text: &str) -> Result<u32, String> {
 }
 
 /// Bytes of a number of megabytes.
-#[allow(clippy::cast_sign_loss)] // Checked to be positive.
+#[allow(clippy::cast_sign_loss, reason = "checked to be positive")]
 fn megabytes(text: &str) -> Result<u64, String> {
     let megabytes: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
     if (1e-3..=1e6).contains(&megabytes) {

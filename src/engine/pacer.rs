@@ -6,8 +6,11 @@
 //! not, it gets more again, step by step. A load that grows by itself is not mistaken for long: what is
 //! copied least leaves pauses, in which the measure is taken anew.
 
-// Rates and times lie far below what a double tells apart, and above 0.
-#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "rates and times lie far below what a double tells apart, and above 0"
+)]
 
 use super::events::Micros;
 

@@ -9,7 +9,7 @@ pub struct Score(pub u16);
 
 impl Score {
     /// The score of `probability`; what is no probability becomes the nearest one, not a number 0.
-    #[allow(clippy::cast_sign_loss)] // Clamped to 0 and above.
+    #[allow(clippy::cast_sign_loss, reason = "clamped to 0 and above")]
     pub fn of(probability: f32) -> Self {
         Score((probability.clamp(0.0, 1.0) * f32::from(u16::MAX)).round() as u16)
     }

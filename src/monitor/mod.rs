@@ -11,8 +11,7 @@
 //! Memory is bounded by [`MonitorOptions::active_chunks_max`]: [`Monitor::memory_bytes`] says how
 //! much, 302 MB per million active chunks with the default of six partners each.
 #![forbid(unsafe_code)]
-// Features are approximate by nature.
-#![allow(clippy::cast_precision_loss)]
+#![allow(clippy::cast_precision_loss, reason = "features are approximate by nature")]
 
 mod comodification;
 mod features;

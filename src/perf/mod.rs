@@ -15,8 +15,11 @@
 //! | [`prediction`] | `presnap report`: what predicting is worth; replays traces in this process |
 //!
 //! Runs on the thread that calls; SPDK is in other processes only.
-// Figures for people; none is negative or near 2^52.
-#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "figures for people; none is negative or near 2^52"
+)]
 #![forbid(unsafe_code)]
 
 pub mod bed;

@@ -4,8 +4,12 @@
 //! chunk: `p_modify` at each of [`WINDOWS_US`], and `score`. The baselines need no model
 //! ([`baseline`]); what a better predictor is worth is measured against them.
 #![forbid(unsafe_code)]
-// Probabilities are approximate by nature.
-#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::manual_midpoint)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::manual_midpoint,
+    reason = "probabilities are approximate by nature"
+)]
 
 mod adviser;
 pub mod baseline;

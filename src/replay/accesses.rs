@@ -1,6 +1,5 @@
 //! Traces as a monitor sees them.
-// Times are scaled.
-#![allow(clippy::cast_sign_loss)]
+#![allow(clippy::cast_sign_loss, reason = "times are scaled")]
 
 use super::trace::{TraceKind, TraceRecord};
 use crate::monitor::{Access, AccessKind, MonitorOptions};

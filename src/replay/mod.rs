@@ -1,8 +1,7 @@
 //! Runs of the real gate, engine and store without a device: [`sim`] looks for faults, [`run`]
 //! replays a [`trace`] in virtual time to see what a policy is worth.
 #![forbid(unsafe_code)]
-// Shares and means are for people to read.
-#![allow(clippy::cast_precision_loss)]
+#![allow(clippy::cast_precision_loss, reason = "shares and means are for people to read")]
 
 pub mod accesses;
 mod devices;

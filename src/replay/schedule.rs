@@ -33,7 +33,7 @@ impl Schedule {
     }
 
     /// The times of the snapshots, in microseconds from the start of a trace of `span_us`.
-    #[allow(clippy::cast_sign_loss)] // Intervals are positive.
+    #[allow(clippy::cast_sign_loss, reason = "intervals are positive")]
     pub fn times_us(self, span_us: u64) -> Vec<u64> {
         match self {
             Schedule::Every(interval_us) => {

@@ -3,8 +3,12 @@
 //! Traces are split as a whole: one that is held out is measured and never learned from. What is
 //! learned from is also shown at other speeds and with other chunk sizes, so that no length of time
 //! and no size of one machine is learned by heart.
-// Times and rates are drawn, not exact.
-#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::manual_midpoint)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::manual_midpoint,
+    reason = "times and rates are drawn, not exact"
+)]
 
 use crate::monitor::FEATURE_NAMES;
 use crate::predict::baseline::{Idle, Rate};

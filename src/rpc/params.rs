@@ -60,7 +60,7 @@ pub struct Share(u16);
 const SHARE_STEPS: f64 = 1e4;
 
 impl From<f64> for Share {
-    #[allow(clippy::cast_sign_loss)] // Clamped to 0 and above.
+    #[allow(clippy::cast_sign_loss, reason = "clamped to 0 and above")]
     fn from(share: f64) -> Self {
         Self((share.clamp(0.0, 1.0) * SHARE_STEPS).round() as u16)
     }

@@ -128,8 +128,10 @@ impl CatalogHandle {
         self.send(Message::Job(job)).map_err(|(_, error)| error)
     }
 
-    // The large error is the message itself, which has to come back without an allocation.
-    #[allow(clippy::result_large_err)]
+    #[allow(
+        clippy::result_large_err,
+        reason = "it is the message itself, which has to come back without an allocation"
+    )]
     fn send(&self, message: Message) -> Result<(), (Message, Error)> {
         if self.shared.is_closed() {
             return Err((message, Error::Closed));
@@ -138,7 +140,7 @@ impl CatalogHandle {
     }
 
     /// Like `send`, where the thread may have ended since it was looked at.
-    #[allow(clippy::result_large_err)] // As there.
+    #[allow(clippy::result_large_err, reason = "as for send")]
     fn enqueue(&self, message: Message) -> Result<(), (Message, Error)> {
         match self.sender.try_send(message) {
             Ok(()) => {

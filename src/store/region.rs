@@ -53,7 +53,7 @@ pub mod layout {
     pub const AT_CHECKSUM: usize = 28;
 }
 
-#[allow(clippy::wildcard_imports)] // The table of the format.
+#[allow(clippy::wildcard_imports, reason = "the table of the format")]
 use layout::*;
 
 #[derive(Clone, Copy, Debug)]

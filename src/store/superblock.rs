@@ -84,8 +84,7 @@ pub mod layout {
     pub const FEATURES_INCOMPAT_KNOWN: u64 = 0;
 }
 
-#[allow(clippy::wildcard_imports)]
-// The table of the format; every name says where it is from.
+#[allow(clippy::wildcard_imports, reason = "the table of the format")]
 use layout::*;
 
 /// Bytes read from a device whose meaning nobody has checked yet.

@@ -1,7 +1,6 @@
 //! Step changes of what the controller sees, and what it makes of them.
 
-// Times and bytes above 0.
-#![allow(clippy::cast_sign_loss)]
+#![allow(clippy::cast_sign_loss, reason = "times and bytes above 0")]
 
 use super::*;
 

@@ -129,7 +129,7 @@ impl Comparison {
 
 /// Staged copies that are allowed where their number is limited to `share` of the dirty set: of the
 /// mean number of chunks that a snapshot requires. At least one.
-#[allow(clippy::cast_sign_loss)] // Neither is negative.
+#[allow(clippy::cast_sign_loss, reason = "neither is negative")]
 pub fn staging_limit(required: u64, snapshots: usize, share: f64) -> u64 {
     ((required as f64 / snapshots.max(1) as f64 * share).ceil() as u64).max(1)
 }

@@ -87,7 +87,7 @@ impl Source {
     }
 
     /// Rate of copying in [`Case::Known`], in bytes per second.
-    #[allow(clippy::cast_sign_loss)] // It is not negative.
+    #[allow(clippy::cast_sign_loss, reason = "it is not negative")]
     pub fn copy_bytes_per_s(&self) -> u64 {
         let seconds = self.survey.span_us.max(1) as f64 / 1e6;
         ((self.survey.modified_bytes as f64 / seconds * COPY_RATIO) as u64).max(1)

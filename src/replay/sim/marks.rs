@@ -4,7 +4,7 @@ macro_rules! marks {
     ($($name:ident $words:literal,)+) => {
         /// Something rare that a history should meet now and then.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[allow(missing_docs)] // The words are in `Mark::words`.
+        #[allow(missing_docs, reason = "the words are in `Mark::words`")]
         pub enum Mark { $($name,)+ }
 
         impl Mark {

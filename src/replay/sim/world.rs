@@ -63,7 +63,7 @@ pub(super) enum Happening {
 pub(super) const LANES: usize = 2;
 
 /// The process: everything that a power cut takes away.
-#[allow(clippy::struct_excessive_bools)] // Each says whether one thing has happened to it.
+#[allow(clippy::struct_excessive_bools, reason = "each says whether one thing has happened to it")]
 pub(super) struct Node {
     pub gate: Arc<Gate>,
     /// Commands take them in turn.

@@ -18,8 +18,12 @@
 //! | `desktop` | bursts of a user's work over caches, logs and a registry, and background services |
 //!
 //! Every file system here also has a journal and metadata that follow its other writes.
-// Times and rates are drawn, not exact.
-#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::manual_midpoint)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::manual_midpoint,
+    reason = "times and rates are drawn, not exact"
+)]
 
 mod actors;
 #[cfg(test)]

@@ -390,8 +390,10 @@ impl Catalog {
     /// [`Error::NoVolume`], [`Error::NoSnapshot`], [`Error::Exists`], [`Error::Busy`],
     /// [`Error::Refused`] for a request that contradicts the catalog, [`Error::CatalogFull`],
     /// [`Error::Device`], [`Error::Catalog`]. In each case nothing has changed.
-    // By value: who asks has no use for the rows any more, and may be another thread.
-    #[allow(clippy::needless_pass_by_value)]
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "who asks has no use for the rows any more, and may be another thread"
+    )]
     pub fn execute(&mut self, request: CatalogRequest) -> Result<CatalogReply> {
         self.execute_request(&request)
     }

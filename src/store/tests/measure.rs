@@ -1,7 +1,7 @@
 //! Numbers for docs/on-disk-format.md and docs/figures.md; run by hand in release:
 //! `cargo test --release --no-default-features measure -- --ignored --nocapture`.
 
-#![allow(clippy::cast_precision_loss)] // For people.
+#![allow(clippy::cast_precision_loss, reason = "for people")]
 
 use std::{hint::black_box, time::Instant};
 
