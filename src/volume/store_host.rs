@@ -50,9 +50,33 @@ pub struct KnownVolume {
     pub hosts: RefCell<BTreeMap<SnapshotSeq, Rc<SnapshotHost>>>,
     /// Slots of staged copies that were saved at the last clean stop, while it is detached.
     pub saved_staged_slots: Cell<u64>,
-    /// A snapshot is being deleted, or the dirty chunks are being loaded or saved: nothing else of
-    /// these meanwhile ([`Exclusive`]).
-    pub deleting: Cell<bool>,
+    /// What has the volume to itself now, if anything ([`Exclusive`]).
+    pub busy_with: Cell<Option<Work>>,
+}
+
+/// What must not happen to a volume while another of these does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A snapshot of it is being deleted.
+    Deletion,
+    /// Its dirty chunks are being loaded.
+    Attach,
+    /// Its dirty chunks are being saved.
+    Stop,
+    /// Its store is forgetting it.
+    Forget,
+}
+
+impl Work {
+    /// For people: what goes on with the volume.
+    pub fn words(self) -> &'static str {
+        match self {
+            Work::Deletion => "a snapshot of it is being deleted",
+            Work::Attach => "it is being attached",
+            Work::Stop => "it is being stopped",
+            Work::Forget => "its store is forgetting it",
+        }
+    }
 }
 
 /// Keeps deletions away from one another and from what loads or saves the volume's dirty chunks: a
@@ -61,18 +85,18 @@ pub struct Exclusive(Rc<KnownVolume>);
 
 impl Exclusive {
     /// Waits for those before.
-    pub async fn take(known: &Rc<KnownVolume>) -> Self {
-        while known.deleting.get() {
+    pub async fn take(known: &Rc<KnownVolume>, work: Work) -> Self {
+        while known.busy_with.get().is_some() {
             executor::sleep(EXCLUSIVE_PAUSE).await;
         }
-        known.deleting.set(true);
+        known.busy_with.set(Some(work));
         Self(Rc::clone(known))
     }
 }
 
 impl Drop for Exclusive {
     fn drop(&mut self) {
-        self.0.deleting.set(false);
+        self.0.busy_with.set(None);
     }
 }
 
@@ -265,7 +289,7 @@ impl StoreHost {
             completing: RefCell::new(None),
             hosts: RefCell::default(),
             saved_staged_slots: Cell::new(0),
-            deleting: Cell::new(false),
+            busy_with: Cell::new(None),
         });
         self.known.borrow_mut().insert(id, Rc::clone(&known));
         known

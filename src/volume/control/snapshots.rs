@@ -19,12 +19,12 @@ use crate::volume::export;
 use crate::volume::failure::{Failure, Sort};
 use crate::volume::snapshots;
 use crate::volume::stats::unix_ms;
-use crate::volume::store_host::{Exclusive, KnownVolume, StoreHost};
+use crate::volume::store_host::{Exclusive, KnownVolume, StoreHost, Work};
 use crate::volume::volume::{self, Volume, WaitFor};
 use crate::volume::world::world;
 
-/// How long an operation waits for a deletion under way before it gives up.
-const DELETION_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long an operation waits for what has the volume to itself before it gives up.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Takes a snapshot and waits until it is as far as asked for.
 ///
@@ -42,7 +42,7 @@ pub async fn create_snapshot(
         return Err(failure);
     }
     let known = Rc::clone(&volume.known);
-    wait_for_deletion(&known).await?;
+    wait_for_turn(&known).await?;
     let plan = known.chain.borrow().plan_create(name, uuid);
     let seq = match plan {
         Ok(CreatePlan::Existing(seq)) => seq,
@@ -161,16 +161,17 @@ fn no_space(volume: &Volume, shortage: Shortage) -> Failure {
     )
 }
 
-async fn wait_for_deletion(known: &KnownVolume) -> Result<(), Failure> {
+async fn wait_for_turn(known: &KnownVolume) -> Result<(), Failure> {
     let started = std::time::Instant::now();
-    while known.deleting.get() {
-        if started.elapsed() > DELETION_WAIT_MAX {
+    while let Some(work) = known.busy_with.get() {
+        if started.elapsed() > TURN_WAIT_MAX {
             return Err(Failure::new(
                 Sort::Busy,
                 format!(
-                    "a snapshot of volume '{}' is being deleted for more than {} s; try again",
+                    "volume '{}' is busy for more than {} s: {}; try again",
                     known.name(),
-                    DELETION_WAIT_MAX.as_secs()
+                    TURN_WAIT_MAX.as_secs(),
+                    work.words()
                 ),
             ));
         }
@@ -185,7 +186,7 @@ async fn wait_for_deletion(known: &KnownVolume) -> Result<(), Failure> {
 /// See `presnap_snapshot_delete` in docs/rpc.md.
 pub async fn delete_snapshot(volume_name: &str, name: &str) -> Result<(), Failure> {
     let (store, known) = world().known_volume(volume_name)?;
-    wait_for_deletion(&known).await?;
+    wait_for_turn(&known).await?;
     // Before a completing one is given up, and once more after that took its time.
     check_not_exported(volume_name, name)?;
     let completing = known.chain.borrow().completing().filter(|r| r.name == name).map(|r| r.seq);
@@ -194,7 +195,7 @@ pub async fn delete_snapshot(volume_name: &str, name: &str) -> Result<(), Failur
         if let Some(volume) = world().attached(&store, id) {
             volume.abort_snapshot("it was deleted while it was being made");
             volume.watch(seq, WaitFor::Complete).await;
-            wait_for_deletion(&known).await?;
+            wait_for_turn(&known).await?;
         }
     }
     check_not_exported(volume_name, name)?;
@@ -227,7 +228,7 @@ async fn drop_record(
     known: &Rc<KnownVolume>,
     seq: SnapshotSeq,
 ) -> Result<(), Failure> {
-    let _deleting = Exclusive::take(known).await;
+    let _deleting = Exclusive::take(known, Work::Deletion).await;
     drop_record_now(store, known, seq).await
 }
 

@@ -23,7 +23,7 @@ use crate::volume::access::AccessRings;
 use crate::volume::copier::{BufferPool, Copier};
 use crate::volume::failure::{Failure, Sort};
 use crate::volume::hooks;
-use crate::volume::store_host::{Exclusive, KnownVolume, StoreHost, check_blocks};
+use crate::volume::store_host::{Exclusive, KnownVolume, StoreHost, Work, check_blocks};
 use crate::volume::volume::{self, Volume, VolumeOptions};
 use crate::volume::volume_bdev::VolumeDevice;
 use crate::volume::world::world;
@@ -154,7 +154,7 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
         let what = format!("volume '{}' is still being removed; try again", options.name);
         return Err(Failure::new(Sort::Busy, what));
     }
-    let _opening = Exclusive::take(&known).await;
+    let _opening = Exclusive::take(&known, Work::Attach).await;
     let opened =
         open_volume(key, &store, &known, options.clone(), &master, master_channel, &store_channel);
     let result = match opened.await {
@@ -469,7 +469,7 @@ async fn forget_volume(name: &str) -> Result<(), Failure> {
     let _not_attached = world().attaching(name, &store).ok_or_else(|| {
         Failure::new(Sort::Busy, format!("volume '{name}' is being created; try again"))
     })?;
-    let _undisturbed = Exclusive::take(&known).await;
+    let _undisturbed = Exclusive::take(&known, Work::Forget).await;
     let snapshots = known.chain.borrow().len();
     if snapshots > 0 {
         return Err(Failure::new(

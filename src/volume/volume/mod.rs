@@ -12,7 +12,7 @@ use super::export;
 use super::failure::{Failure, Sort};
 use super::predictor::{self, Told};
 use super::stats::VolumeCounters;
-use super::store_host::{Exclusive, KnownVolume, StoreHost};
+use super::store_host::{Exclusive, KnownVolume, StoreHost, Work};
 use super::tuning::Tuning;
 use super::volume_bdev::{self, VolumeDevice};
 use super::world::world;
@@ -444,7 +444,7 @@ impl Volume {
 
     /// Every user has closed the bdev: end the engine, let go of the master.
     async fn destruct(self: &Rc<Self>) {
-        let _saving = Exclusive::take(&self.known).await;
+        let _saving = Exclusive::take(&self.known, Work::Stop).await;
         let (sender, receiver) = oneshot();
         *self.stopped.borrow_mut() = Some(sender);
         if self.follower.borrow_mut().take().is_some() {
