@@ -232,9 +232,9 @@ op_retry(void *ctx)
 }
 
 /*
- * SPDK's NVMe bdev, of 20.07 and of later releases, ends a flush without asking the device. What a device
- * holds in a volatile cache would be lost with the power, after it was said to be durable: so the
- * device is sent NVMe's own command.
+ * SPDK's NVMe bdev ends a flush without asking the device: always in 20.07, in current releases unless
+ * bdev_nvme_set_options has enable_flush. What a device holds in a volatile cache would be lost with the
+ * power, after it was said to be durable: so the device is sent NVMe's own command.
  */
 static int
 flush(struct spdk_bdev_desc *desc, struct spdk_io_channel *ch, uint64_t off, uint64_t num,
