@@ -360,6 +360,14 @@ impl Monitor {
         self.out.view(index, now_us)
     }
 
+    /// The window that was closed last, once more.
+    ///
+    /// # Panics
+    /// When none was closed yet.
+    pub fn last_tick(&self) -> Tick<'_> {
+        self.out.view(self.ticks.checked_sub(1).expect("a window was closed"), self.last_tick_us)
+    }
+
     fn evict_idle(&mut self) {
         while let Some(oldest) = self.recency.oldest() {
             let idle_ticks = self.ticks - self.rows[oldest as usize].last_access_tick;

@@ -4,7 +4,7 @@
 //! it look at the volume once per tick, and pass its advice on to the engine.
 
 use super::{Context, ModelState, Prediction, Predictor, SnapshotTimes, WINDOWS};
-use crate::monitor::{Access, HALF_LIVES_S, Monitor, MonitorOptions};
+use crate::monitor::{Access, HALF_LIVES_S, Monitor, MonitorOptions, Tick};
 
 /// Chunks that are named as those modified soonest.
 const SOONEST_MAX: usize = 1024;
@@ -108,29 +108,58 @@ impl Adviser {
         terms: &Terms,
         lacking_bytes: impl Fn(u32) -> Option<u64>,
     ) -> Advice {
-        self.times.schedule(terms.planned_us);
-        // What a chunk comes to that is modified in every tick.
-        let tick_s = self.monitor.options().tick_us as f32 / 1e6;
-        let hottest = 1.0 / (1.0 - (-tick_s / HALF_LIVES_S[HEAT_SCALE]).exp2());
+        let tick_us = self.monitor.options().tick_us;
         let tick = self.monitor.tick(now_us);
+        let sight = Sight::new(&tick, &mut self.times, terms, lacking_bytes);
+        self.predictor.step(&tick, &sight.context, &mut self.prediction);
+        sight.advice(&tick, tick_us, &self.prediction)
+    }
+}
+
+/// A volume as it is when a window closes: what to predict from, and to make advice of.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// For the predictor.
+    pub context: Context,
+    /// Of each row, what a copy would move.
+    lacking: Vec<Option<u64>>,
+    scores_staged: bool,
+}
+
+impl Sight {
+    /// Looks at each chunk of `tick` once, as [`Adviser::tick`] does.
+    pub fn new(
+        tick: &Tick<'_>,
+        times: &mut SnapshotTimes,
+        terms: &Terms,
+        lacking_bytes: impl Fn(u32) -> Option<u64>,
+    ) -> Self {
+        times.schedule(terms.planned_us);
         let lacking: Vec<_> = tick.rows.iter().map(|&chunk| lacking_bytes(chunk)).collect();
         let context = Context {
-            forecast: self.times.forecast(now_us),
+            forecast: times.forecast(tick.now_us),
             work_bytes: lacking.iter().flatten().sum(),
             copy_bytes_per_s_max: terms.copy_bytes_per_s_max,
         };
-        self.predictor.step(&tick, &context, &mut self.prediction);
+        Self { context, lacking, scores_staged: terms.scores_staged }
+    }
+
+    /// What follows from what is predicted of the same tick.
+    pub fn advice(&self, tick: &Tick<'_>, tick_us: u64, prediction: &Prediction) -> Advice {
+        // What a chunk comes to that is modified in every tick.
+        let half_life_us = HALF_LIVES_S[HEAT_SCALE] * 1e6;
+        let hottest = 1.0 / (1.0 - (-(tick_us as f32) / half_life_us).exp2());
         let mut advice = Advice { chunks: Vec::with_capacity(tick.len()), ..Advice::default() };
         let mut soonest = Vec::new();
         for (row, &chunk) in tick.rows.iter().enumerate() {
-            let (score, p_modify) = (self.prediction.score[row], self.prediction.p_modify[row]);
-            if let Some(bytes) = lacking[row] {
-                if bytes > 0 || terms.scores_staged {
+            let (score, p_modify) = (prediction.score[row], prediction.p_modify[row]);
+            if let Some(bytes) = self.lacking[row] {
+                if bytes > 0 || self.scores_staged {
                     advice.scores.push((chunk, score));
                 }
                 soonest.push((p_modify[0], chunk));
             }
-            let last_modify_us = now_us.saturating_sub(tick.age_us[row]);
+            let last_modify_us = tick.now_us.saturating_sub(tick.age_us[row]);
             let heat = (tick.decayed[row][HEAT_SCALE] / hottest).min(1.0);
             advice.chunks.push(ChunkAdvice { chunk, score, p_modify, last_modify_us, heat });
         }

@@ -125,6 +125,10 @@ impl Predictor for Deadline {
         "deadline"
     }
 
+    fn minds_race_only(&self) -> bool {
+        false
+    }
+
     fn step(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
         let bytes_per_s = context.copy_bytes_per_s_max.unwrap_or(FREE_BYTES_PER_S).max(1);
         let takes_s = context.work_bytes as f32 / bytes_per_s as f32 * EARLIER + EARLIER_S;

@@ -144,12 +144,16 @@ impl Predictor for Lstm {
     fn step(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
         let mut hazards = std::mem::take(&mut self.hazards);
         self.advance(tick.slots, tick.features, tick.fresh, &mut hazards);
+        self.hazards = hazards;
+        self.again(tick, context, prediction);
+    }
+
+    fn again(&mut self, _: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
         let plan = Plan::new(context.race(), self.model.tick_ms);
         prediction.clear();
-        for row in &hazards {
+        for row in &self.hazards {
             plan.push(row, prediction);
         }
-        self.hazards = hazards;
     }
 }
 

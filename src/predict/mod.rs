@@ -32,7 +32,7 @@ pub mod train;
 #[cfg(feature = "lstm")]
 pub mod tune;
 
-pub use adviser::{Advice, Adviser, ChunkAdvice, Terms};
+pub use adviser::{Advice, Adviser, ChunkAdvice, Sight, Terms};
 pub use forecast::{Forecast, Race, SnapshotTimes};
 #[cfg(feature = "lstm")]
 pub use lstm::Lstm;
@@ -135,4 +135,15 @@ pub trait Predictor {
     /// Takes the window just closed and predicts from its end on. Called once per tick, none left
     /// out; `prediction` is overwritten, one entry per row of `tick`.
     fn step(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction);
+
+    /// Predicts once more from the tick of the last [`Self::step`], for another context. Nothing is
+    /// remembered of it.
+    fn again(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
+        self.step(tick, context, prediction);
+    }
+
+    /// Whether what it says depends on nothing of the context but its race.
+    fn minds_race_only(&self) -> bool {
+        true
+    }
 }

@@ -413,6 +413,10 @@ impl Predictor for Tuned {
         self.lstm.step(tick, context, prediction);
         self.tuner.work(tick.index, &mut self.lstm);
     }
+
+    fn again(&mut self, tick: &Tick<'_>, context: &Context, prediction: &mut Prediction) {
+        self.lstm.again(tick, context, prediction);
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 #![allow(clippy::cast_precision_loss, reason = "shares and means are for people to read")]
 
 pub mod accesses;
+mod companion;
 mod devices;
 mod foreground;
 mod glue;
@@ -21,10 +22,11 @@ pub mod trace;
 pub mod training;
 pub mod workload;
 
+pub use companion::Companion;
 pub use devices::DeviceSpeed;
 pub use policies::PolicySpec;
 pub use report::{Left, Parked, Report, SnapshotReport, Staging};
-pub use run::{Policy, Progress, ReplayError, ReplayOptions, replay};
+pub use run::{Policy, Progress, ReplayError, ReplayOptions, replay, replay_all};
 pub use schedule::Schedule;
 pub use scorer::ScoredPolicy;
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use super::companion::Companion;
 use super::run::Policy;
 use super::schedule::Schedule;
 use super::scorer::ScoredPolicy;
@@ -85,27 +86,54 @@ impl PolicySpec {
     /// # Errors
     /// The oracle reads the trace, which may fail.
     pub fn policy(self, context: &PolicyContext<'_>) -> Result<Policy, TraceError> {
-        let (predictor, threshold): (Box<dyn Predictor>, f32) = match self {
-            PolicySpec::Off => return Ok(Policy::Off),
-            PolicySpec::Idle { rest_us } => return Ok(Policy::Idle(rest_us)),
-            PolicySpec::Rate { threshold } => (Box::new(Rate), threshold),
-            PolicySpec::Likely { threshold } => (Box::new(Likely), threshold),
-            PolicySpec::Logistic { threshold } => {
-                (Box::new(Logistic::new(context.model.clone())), threshold)
-            }
+        let companion = self.companion(context)?;
+        Ok(self.policy_with(companion.as_ref(), context))
+    }
+
+    /// Makes the policy with a predictor that others of its kind may have as well.
+    pub fn policy_with(self, companion: Option<&Companion>, context: &PolicyContext<'_>) -> Policy {
+        match (self, companion) {
+            (PolicySpec::Idle { rest_us }, _) => Policy::Idle(rest_us),
+            (PolicySpec::Off, _) | (_, None) => Policy::Off,
+            (_, Some(companion)) => Policy::Scored(ScoredPolicy {
+                companion: companion.clone(),
+                threshold: self.threshold(),
+                schedule_known: context.schedule_known,
+            }),
+        }
+    }
+
+    /// What scores so high is staged, if anything is scored.
+    fn threshold(self) -> f32 {
+        match self {
+            PolicySpec::Rate { threshold }
+            | PolicySpec::Likely { threshold }
+            | PolicySpec::Logistic { threshold } => threshold,
             #[cfg(feature = "lstm")]
-            PolicySpec::Lstm { threshold } => {
-                (Box::new(Lstm::new(context.model.clone())), threshold)
-            }
+            PolicySpec::Lstm { threshold } | PolicySpec::Tuned { threshold } => threshold,
+            _ => 0.5,
+        }
+    }
+
+    /// The predictor, if it has one.
+    ///
+    /// # Errors
+    /// The oracle reads the trace, which may fail.
+    pub fn companion(self, context: &PolicyContext<'_>) -> Result<Option<Companion>, TraceError> {
+        let model = || context.model.clone();
+        let predictor: Box<dyn Predictor> = match self {
+            PolicySpec::Off | PolicySpec::Idle { .. } => return Ok(None),
+            PolicySpec::Rate { .. } => Box::new(Rate),
+            PolicySpec::Likely { .. } => Box::new(Likely),
+            PolicySpec::Logistic { .. } => Box::new(Logistic::new(model())),
             #[cfg(feature = "lstm")]
-            PolicySpec::Tuned { threshold } => {
-                (Box::new(Tuned::new(context.model.clone(), TuneOptions::default())), threshold)
-            }
-            PolicySpec::Deadline => (Box::new(Deadline), 0.5),
-            PolicySpec::Oracle => (Box::new(oracle(context)?), 0.5),
+            PolicySpec::Lstm { .. } => Box::new(Lstm::new(model())),
+            #[cfg(feature = "lstm")]
+            PolicySpec::Tuned { .. } => Box::new(Tuned::new(model(), TuneOptions::default())),
+            PolicySpec::Deadline => Box::new(Deadline),
+            PolicySpec::Oracle => Box::new(oracle(context)?),
         };
-        let schedule_known = context.schedule_known;
-        Ok(Policy::Scored(ScoredPolicy { predictor, threshold, schedule_known }))
+        Ok(Some(Companion::new(predictor)))
     }
 }
 

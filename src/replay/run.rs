@@ -288,6 +288,18 @@ impl World {
         })
     }
 
+    /// Lets time begin.
+    fn start(&mut self, span_us: u64) {
+        self.report.span_us = span_us;
+        self.at(0, Happening::EngineTick);
+        if let Some(scorer) = &self.scorer {
+            let tick_us = scorer.tick_us();
+            self.at(tick_us, Happening::MonitorTick);
+        }
+        let first_us = *self.snapshots_us.last().expect("checked when the world was made");
+        self.at(first_us, Happening::Snapshot);
+    }
+
     /// Lets something happen at `at_us`, after all that was to happen then already.
     pub fn at(&mut self, at_us: u64, happening: Happening) {
         self.order += 1;
@@ -352,34 +364,61 @@ pub fn replay(
     options: ReplayOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, ReplayError> {
-    let disk = options.disk.clone();
+    let mut reports = replay_all(path, vec![options], progress)?;
+    Ok(reports.pop().expect("one was asked for"))
+}
+
+/// Replays the same disk of the same trace several times side by side, so that they can share predictors
+/// ([`super::Companion`]).
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_all(
+    path: &Path,
+    options: Vec<ReplayOptions>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Report>, ReplayError> {
+    let disk = options.first().and_then(|options| options.disk.clone());
     let survey = Survey::of(Trace::open(path, disk.as_deref())?)?;
-    let mut world = World::new(path, options, &survey)?;
-    world.report.span_us = survey.span_us;
-    world.at(0, Happening::EngineTick);
-    if let Some(scorer) = &world.scorer {
-        let tick_us = scorer.tick_us();
-        world.at(tick_us, Happening::MonitorTick);
+    let worlds = options.into_iter().map(|options| World::new(path, options, &survey));
+    let mut worlds = worlds.collect::<Result<Vec<_>, _>>()?;
+    // Nobody is at the end of a window before all are: what they share is of one moment.
+    let tick_us = worlds.iter().find_map(|world| Some(world.scorer.as_ref()?.tick_us()));
+    let tick_us = tick_us.unwrap_or(u64::MAX);
+    for world in &mut worlds {
+        world.start(survey.span_us);
     }
-    let first_us = *world.snapshots_us.last().expect("checked when the world was made");
-    world.at(first_us, Happening::Snapshot);
-    let mut told_us = 0;
+    let (mut now_us, mut told_us) = (0, 0);
+    let mut go_on = |worlds: &mut [World], until_us: u64| {
+        while now_us < until_us {
+            let next_us = (now_us / tick_us + 1).saturating_mul(tick_us);
+            now_us = next_us.min(until_us);
+            for world in &mut *worlds {
+                world.run_until(now_us);
+            }
+        }
+        for world in worlds {
+            world.run_until(until_us);
+        }
+    };
     for record in Trace::open(path, disk.as_deref())? {
         let record = record?;
-        world.run_until(record.time_us);
-        world.command(&record);
-        if world.now_us >= told_us {
-            progress(Progress { done_us: world.now_us, span_us: survey.span_us });
-            told_us = world.now_us + survey.span_us / 200 + 1;
+        go_on(&mut worlds, record.time_us);
+        for world in &mut worlds {
+            world.command(&record);
+        }
+        if record.time_us >= told_us {
+            progress(Progress { done_us: record.time_us, span_us: survey.span_us });
+            told_us = record.time_us + survey.span_us / 200 + 1;
         }
     }
-    world.run_until(survey.span_us);
+    go_on(&mut worlds, survey.span_us);
     // What is under way ends; nothing new begins.
-    let mut until_us = world.now_us;
-    while world.under_way.is_some() {
+    let mut until_us = survey.span_us;
+    while worlds.iter().any(|world| world.under_way.is_some()) {
         until_us += 1_000_000;
-        world.run_until(until_us);
+        go_on(&mut worlds, until_us);
     }
     progress(Progress { done_us: survey.span_us, span_us: survey.span_us });
-    Ok(world.finish())
+    Ok(worlds.into_iter().map(World::finish).collect())
 }

@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
+use super::companion::Companion;
+use super::trace::{TraceKind, TraceRecord};
 use crate::engine::events::Event;
 use crate::engine::{PolicyKind, Score};
 use crate::gate::{ChunkIndex, Gate, Geometry};
 use crate::monitor::{Access, AccessKind, MonitorOptions};
-use crate::predict::{Adviser, Predictor, Terms};
-
-use super::trace::{TraceKind, TraceRecord};
+use crate::predict::{Sight, SnapshotTimes, Terms};
 
 /// A predictor that is to decide, and how.
 pub struct ScoredPolicy {
     /// Who predicts.
-    pub predictor: Box<dyn Predictor>,
+    pub companion: Companion,
     /// What scores so high is staged.
     pub threshold: f32,
     /// Snapshots are announced.
@@ -22,11 +22,14 @@ pub struct ScoredPolicy {
 
 /// A predictor at work.
 pub(super) struct Scorer {
-    adviser: Adviser,
+    companion: Companion,
+    times: SnapshotTimes,
     threshold: Score,
     schedule_known: bool,
     terms: Terms,
     chunk_bytes: u32,
+    tick_us: u64,
+    records: u64,
     pub spent_us: u64,
 }
 
@@ -39,19 +42,23 @@ impl Scorer {
         room_is_short: bool,
     ) -> Self {
         let options = MonitorOptions::new(geometry.chunk_count(), geometry.chunk_bytes());
+        policy.companion.start(options);
         Self {
-            adviser: Adviser::new(policy.predictor, options),
+            companion: policy.companion,
+            times: SnapshotTimes::new(),
             threshold: Score::of(policy.threshold),
             schedule_known: policy.schedule_known,
             terms: Terms { planned_us: None, copy_bytes_per_s_max, scores_staged: room_is_short },
             chunk_bytes: geometry.chunk_bytes(),
+            tick_us: options.tick_us,
+            records: 0,
             spent_us: 0,
         }
     }
 
     /// Name and setting.
     pub fn name(&self) -> String {
-        format!("{} {:.3}", self.adviser.name(), self.threshold.probability())
+        format!("{} {:.3}", self.companion.name(), self.threshold.probability())
     }
 
     /// Whether it is told when the next snapshot will be.
@@ -64,7 +71,7 @@ impl Scorer {
     }
 
     pub fn tick_us(&self) -> u64 {
-        self.adviser.monitor().options().tick_us
+        self.tick_us
     }
 
     pub fn record(&mut self, record: &TraceRecord) {
@@ -73,11 +80,13 @@ impl Scorer {
             TraceKind::Write | TraceKind::Unmap => AccessKind::Modify,
         };
         let (offset, length) = (record.offset_bytes, record.length_bytes);
-        self.adviser.record(&Access::new(offset, length, kind, record.time_us, self.chunk_bytes));
+        let access = Access::new(offset, length, kind, record.time_us, self.chunk_bytes);
+        self.records += 1;
+        self.companion.record(self.records, &access);
     }
 
     pub fn cut(&mut self, now_us: u64) {
-        self.adviser.cut(now_us);
+        self.times.cut(now_us);
     }
 
     /// Closes the window that ends now and says what to do.
@@ -85,7 +94,16 @@ impl Scorer {
         let began = Instant::now();
         self.terms.planned_us = next_us.filter(|_| self.schedule_known);
         let lacking_bytes = |chunk| gate.lacking_bytes(ChunkIndex(chunk));
-        let advice = self.adviser.tick(now_us, &self.terms, lacking_bytes);
+        let (times, terms, tick_us) = (&mut self.times, &self.terms, self.tick_us);
+        let advice = self.companion.tick(
+            now_us,
+            |tick| {
+                let sight = Sight::new(tick, times, terms, lacking_bytes);
+                let context = sight.context.clone();
+                (sight, context)
+            },
+            |sight, tick, prediction| sight.advice(tick, tick_us, prediction),
+        );
         let scores = advice.scores.into_iter();
         let scores = scores.map(|(chunk, score)| (ChunkIndex(chunk), Score::of(score)));
         let events = [

@@ -140,6 +140,47 @@ fn limits_hold() {
     }
 }
 
+/// Fails when one of them sees what belongs to another one.
+#[test]
+fn side_by_side_is_as_each_alone() {
+    let trace = mixed(4, 400, 200);
+    let path = trace.path();
+    let schedule = Schedule::irregular(1);
+    let mut policies =
+        vec!["idle:2s", "rate:0.2", "rate:0.6", "likely:0.5", "deadline", "logistic:0.3"];
+    if cfg!(feature = "lstm") {
+        policies.extend(["lstm:0.1", "lstm:0.5"]);
+    }
+    for known in [false, true] {
+        let context = PolicyContext {
+            path,
+            disk: None,
+            chunk_bytes: CHUNK_BYTES as u32,
+            schedule,
+            schedule_known: known,
+            model: &Model::shipped().unwrap(),
+        };
+        for text in &policies {
+            let spec: PolicySpec = text.parse().unwrap();
+            let companion = spec.companion(&context).unwrap();
+            let with = |companion: Option<&Companion>, part: u64| ReplayOptions {
+                schedule: if part == 3 { Schedule::Every(60 * SECOND_US) } else { schedule },
+                staging_chunks_max: (part == 1).then_some(30),
+                copy_bytes_per_s_max: (part == 2).then_some(3_000_000),
+                ..ReplayOptions::new(spec.policy_with(companion, &context))
+            };
+            let together = (0..4).map(|part| with(companion.as_ref(), part)).collect();
+            let together = replay_all(path, together, &mut |_| {}).unwrap();
+            for (part, report) in together.into_iter().enumerate() {
+                let own = spec.companion(&context).unwrap();
+                let alone = run_with(path, with(own.as_ref(), part as u64));
+                let report = Report { predictor_us: 0, ..report };
+                assert_eq!(report, alone, "{text} {part}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_trace_that_is_too_short_says_what_to_do() {
     let trace = mixed(3, 30, 10);

@@ -40,7 +40,7 @@ use crate::predict::{
 use crate::replay::accesses::accesses;
 use crate::replay::policies::PolicyContext;
 use crate::replay::trace::Trace;
-use crate::replay::{DeviceSpeed, PolicySpec, ReplayOptions, Report, Schedule, replay};
+use crate::replay::{DeviceSpeed, PolicySpec, ReplayOptions, Report, Schedule, replay_all};
 use cost::Cost;
 use frontier::{Frontier, Point, staging_limit};
 use goals::Goal;
@@ -207,7 +207,8 @@ pub struct Outcome {
 /// One piece of work.
 #[derive(Clone, Debug)]
 enum Job {
-    Replay(ReplayJob),
+    /// Replays of one trace, schedule and policy, which share a predictor.
+    Replays(Vec<ReplayJob>),
     /// How good the predictions are.
     Measure(usize),
 }
@@ -227,7 +228,7 @@ struct ReplayJob {
 }
 
 enum Done {
-    Replay(ReplayJob, Box<Report>),
+    Replays(Vec<(ReplayJob, Report)>),
     Measure(usize, Vec<Line>),
     Failed(String),
 }
@@ -344,14 +345,16 @@ impl Results {
             Done::Measure(trace, lines) => {
                 self.measures.insert(trace, lines);
             }
-            Done::Replay(job, report) => {
-                let policies = self.replays.entry(job.contest).or_default();
-                let at = policies.iter().position(|(spec, _)| *spec == job.spec);
-                let at = at.unwrap_or_else(|| {
-                    policies.push((job.spec, BTreeMap::new()));
-                    policies.len() - 1
-                });
-                policies[at].1.insert(job.place, *report);
+            Done::Replays(all) => {
+                for (job, report) in all {
+                    let policies = self.replays.entry(job.contest).or_default();
+                    let at = policies.iter().position(|(spec, _)| *spec == job.spec);
+                    let at = at.unwrap_or_else(|| {
+                        policies.push((job.spec, BTreeMap::new()));
+                        policies.len() - 1
+                    });
+                    policies[at].1.insert(job.place, report);
+                }
             }
         }
     }
@@ -379,14 +382,14 @@ impl Work<'_> {
         for trace in 0..self.sources.len() {
             for timing in Timing::ALL {
                 for (place, schedule) in self.schedules(trace, timing).into_iter().enumerate() {
-                    jobs.push(Job::Replay(ReplayJob {
+                    jobs.push(Job::Replays(vec![ReplayJob {
                         contest: (trace, Case::Unknown, timing),
                         place,
                         schedule,
                         spec: PolicySpec::Off,
                         staging_chunks_max: None,
                         copy_bytes_per_s_max: None,
-                    }));
+                    }]));
                 }
             }
         }
@@ -402,12 +405,14 @@ impl Work<'_> {
                     // It failed, which is said already.
                     let Some(off) = results.off(trace, timing, place) else { continue };
                     let limit = staging_limit(off.required, off.snapshots.len(), STAGING_SHARE);
+                    // By policy, since settings of one share its predictor, whatever the case.
+                    let mut families: BTreeMap<String, Vec<ReplayJob>> = BTreeMap::new();
                     for case in Case::ALL {
                         for spec in plan::policies(case, self.options.quick) {
                             if (case, spec) == (Case::Unknown, PolicySpec::Off) {
                                 continue;
                             }
-                            jobs.push(Job::Replay(ReplayJob {
+                            let job = ReplayJob {
                                 contest: (trace, case, timing),
                                 place,
                                 schedule,
@@ -415,9 +420,12 @@ impl Work<'_> {
                                 staging_chunks_max: (case == Case::Limited).then_some(limit),
                                 copy_bytes_per_s_max: (case == Case::Known)
                                     .then(|| source.copy_bytes_per_s()),
-                            }));
+                            };
+                            let text = spec.to_string();
+                            families.entry(family(&text).to_owned()).or_default().push(job);
                         }
                     }
+                    jobs.extend(families.into_values().map(Job::Replays));
                 }
             }
         }
@@ -427,23 +435,28 @@ impl Work<'_> {
 
     /// How long a job takes, roughly, in microseconds: a command takes some, and a tick many more.
     fn expected(&self, job: &Job) -> f64 {
-        let trace = match job {
-            Job::Replay(job) => job.contest.0,
-            Job::Measure(trace) => *trace,
+        let size = |trace: usize| {
+            let survey = &self.sources[trace].survey;
+            ((survey.reads + survey.modifications) as f64, survey.span_us as f64 / 1e6)
         };
-        let survey = &self.sources[trace].survey;
-        let records = (survey.reads + survey.modifications) as f64;
-        let ticks = survey.span_us as f64 / 1e6;
-        let per_tick_us = match job {
-            Job::Measure(_) => 4000.0,
-            Job::Replay(job) => match family(&job.spec.to_string()) {
-                "off" | "idle" => 100.0,
-                "tuned" => 3000.0,
-                "lstm" => 900.0,
-                _ => 400.0,
-            },
-        };
-        records * 5.0 + ticks * per_tick_us
+        match job {
+            Job::Measure(trace) => {
+                let (records, ticks) = size(*trace);
+                records + ticks * 6000.0
+            }
+            Job::Replays(all) => {
+                let Some(first) = all.first() else { return 0.0 };
+                let (records, ticks) = size(first.contest.0);
+                let (each_us, shared_us) = match family(&first.spec.to_string()) {
+                    "off" | "idle" => (60.0, 0.0),
+                    "lstm" => (400.0, 4000.0),
+                    "tuned" => (400.0, 8000.0),
+                    _ => (400.0, 1500.0),
+                };
+                let count = all.len() as f64;
+                count * records * 5.0 + ticks * (shared_us + count * each_us)
+            }
+        }
     }
 
     /// Does all jobs and collects what comes out.
@@ -490,9 +503,9 @@ impl Work<'_> {
                     Err(error) => Done::Failed(error),
                 }
             }
-            Job::Replay(job) => match replayed(job, self.sources, &self.options.model) {
-                Ok(report) => Done::Replay(job.clone(), Box::new(report)),
-                Err(error) => Done::Failed(format!("{}, {}: {error}", job.spec, job.schedule)),
+            Job::Replays(all) => match replayed(all, self.sources, &self.options.model) {
+                Ok(reports) => Done::Replays(all.iter().cloned().zip(reports).collect()),
+                Err(error) => Done::Failed(error),
             },
         }
     }
@@ -559,9 +572,14 @@ fn progress_line(what: &str, done: usize, count: usize, left_s: f64) -> String {
     format!("{what}: {done} of {count} done, {}:{:02} left", left_s / 60, left_s % 60)
 }
 
-fn replayed(job: &ReplayJob, sources: &[Source], model: &Model) -> Result<Report, String> {
-    let path: &Path = &sources[job.contest.0].path;
-    let context = PolicyContext {
+/// Replays with one predictor.
+fn replayed(all: &[ReplayJob], sources: &[Source], model: &Model) -> Result<Vec<Report>, String> {
+    let Some(first) = all.first() else { return Ok(vec![]) };
+    let path: &Path = &sources[first.contest.0].path;
+    let failed = |error: &dyn std::fmt::Display| {
+        format!("{}, {}: {error}", family(&first.spec.to_string()), first.schedule)
+    };
+    let context = |job: &ReplayJob| PolicyContext {
         path,
         disk: None,
         chunk_bytes: CHUNK_BYTES,
@@ -569,15 +587,15 @@ fn replayed(job: &ReplayJob, sources: &[Source], model: &Model) -> Result<Report
         schedule_known: job.contest.1 == Case::Known,
         model,
     };
-    let policy = job.spec.policy(&context).map_err(|error| error.to_string())?;
-    let options = ReplayOptions {
+    let companion = first.spec.companion(&context(first)).map_err(|error| failed(&error))?;
+    let options = all.iter().map(|job| ReplayOptions {
         chunk_bytes: CHUNK_BYTES,
         schedule: job.schedule,
         staging_chunks_max: job.staging_chunks_max,
         copy_bytes_per_s_max: job.copy_bytes_per_s_max,
-        ..ReplayOptions::new(policy)
-    };
-    replay(path, options, &mut |_| {}).map_err(|error| error.to_string())
+        ..ReplayOptions::new(job.spec.policy_with(companion.as_ref(), &context(job)))
+    });
+    replay_all(path, options.collect(), &mut |_| {}).map_err(|error| failed(&error))
 }
 
 /// How good the predictions are on a trace.

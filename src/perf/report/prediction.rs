@@ -6,7 +6,7 @@ use super::html::{STYLE, figure, list};
 use super::svg::{Axis, Line, Plot, Scale, escaped};
 use crate::perf::metric::shown;
 use crate::perf::prediction::goals::Goal;
-use crate::perf::prediction::plan::{Case, Timing};
+use crate::perf::prediction::plan::Case;
 use crate::perf::prediction::{Contest, Outcome, Row, TraceOutcome};
 use crate::predict::evaluate;
 
@@ -410,23 +410,6 @@ fn cost(out: &mut String, outcome: &Outcome) {
             shown(training.step_ms),
             shown(training.shipped_s)
         );
-    }
-    for trace in &outcome.traces {
-        let regular = trace
-            .contests
-            .iter()
-            .find(|contest| contest.case == Case::Unknown && contest.timing == Timing::Regular);
-        let row =
-            regular.and_then(|contest| contest.rows.iter().find(|row| row.family() == "lstm"));
-        if let Some(row) = row {
-            let _ = writeln!(
-                out,
-                "<p class=\"soft\">{}: {} took {} ms of real time per second of the trace, while other replays ran.</p>",
-                escaped(&trace.name),
-                escaped(&row.policy),
-                shown(row.replay.predictor_us as f64 / 1e3 / (row.replay.span_us as f64 / 1e6))
-            );
-        }
     }
     out.push_str("</section>\n");
 }
