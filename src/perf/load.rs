@@ -51,7 +51,7 @@ struct Taken {
 /// Counters at the times that matter.
 struct Readings {
     begin: Reading,
-    /// At the first snapshot's request, and when its window is over.
+    /// At the last snapshot's request, and when its window is over.
     around: Option<(Reading, Reading)>,
     end: Reading,
 }
@@ -155,18 +155,17 @@ fn measure(
     let mut at_request = None;
     let mut around = None;
     let mut taken: Option<Taken> = None;
-    let mut later = Vec::new();
+    let measured = run.snapshots_at_s.len().saturating_sub(1);
     for (place, at_s) in run.snapshots_at_s.iter().enumerate() {
         interrupt.sleep_until(started + Duration::from_secs(u64::from(*at_s)))?;
-        if place == 0 {
-            at_request = Some(bed.read()?);
-        }
         (context.say)("snapshot");
-        let pending = request(bed, context.contender, &format!("snapshot{place}"))?;
-        if place > 0 {
-            later.push(pending);
+        if place < measured {
+            let pending = request(bed, context.contender, &format!("snapshot{place}"))?;
+            answer(context, pending)?;
             continue;
         }
+        at_request = Some(bed.read()?);
+        let pending = request(bed, context.contender, &format!("snapshot{place}"))?;
         let window_over = pending.asked + Duration::from_secs(u64::from(run.window_s));
         let copying = copy_out(context, bed, &pending)?;
         // The window is over before or after the snapshot is.
@@ -177,9 +176,6 @@ fn measure(
         }
         around = at_request.take().zip(Some(bed.read()?));
         taken = Some(watch.finish(context)?);
-    }
-    for pending in later {
-        answer(context, pending)?;
     }
     (context.say)("load");
     // fio keeps its namespaces until it ends; counters are read once it has.

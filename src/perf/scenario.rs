@@ -143,7 +143,8 @@ pub struct LoadRun {
     pub load: Load,
     /// Length of the load.
     pub seconds: u32,
-    /// When snapshots are asked for, in seconds from the load's start; figures are about the first.
+    /// When snapshots are asked for, in seconds from the load's start. Figures are about the last; the
+    /// others make it one of a regular row.
     #[serde(default)]
     pub snapshots_at_s: Vec<u32>,
     /// Time before and after the snapshot that is compared.
