@@ -152,7 +152,6 @@ fn measure(
     let mut fio = bed.fio("load", &run.load, iolog, Some(run.seconds), true)?;
     bed.until_begun(&mut fio)?;
     let started = Instant::now();
-    let mut at_request = None;
     let mut around = None;
     let mut taken: Option<Taken> = None;
     let measured = run.snapshots_at_s.len().saturating_sub(1);
@@ -164,7 +163,7 @@ fn measure(
             answer(context, pending)?;
             continue;
         }
-        at_request = Some(bed.read()?);
+        let at_request = bed.read()?;
         let pending = request(bed, context.contender, &format!("snapshot{place}"))?;
         let window_over = pending.asked + Duration::from_secs(u64::from(run.window_s));
         let copying = copy_out(context, bed, &pending)?;
@@ -174,7 +173,7 @@ fn measure(
             watch.look()?;
             interrupt.sleep_until(window_over.min(Instant::now() + LOOK))?;
         }
-        around = at_request.take().zip(Some(bed.read()?));
+        around = Some((at_request, bed.read()?));
         taken = Some(watch.finish(context)?);
     }
     (context.say)("load");
