@@ -42,6 +42,8 @@ fn signatures_are_recognised() {
     expect("md 0.90", &[(SIZE - (64 << 10), MD)]);
     expect("blobstore", &[(0, b"SPDKBLOB")]);
     expect("ISO 9660", &[(0x8001, b"CD001")]);
+    expect("squashfs", &[(0, b"hsqs")]);
+    expect("BlueStore", &[(0, b"bluestore block device\n")]);
     expect("VFAT", &[(82, b"FAT32   "), (510, &[0x55, 0xaa])]);
     expect("VFAT", &[(54, b"FAT16   "), (510, &[0x55, 0xaa])]);
     expect("NTFS", &[(3, b"NTFS    "), (510, &[0x55, 0xaa])]);
