@@ -96,7 +96,10 @@ while (($# > 0)); do
 	esac
 	shift
 done
-((${#chosen[@]} > 0)) || chosen=("${stages[@]}")
+if ((${#chosen[@]} == 0)); then
+	((EUID == 0)) || die "the tests with SPDK need root" "run the same command as root: sudo $0; without root: $0 --quick"
+	chosen=("${stages[@]}")
+fi
 
 # --- counting --------------------------------------------------------------------------------------
 
@@ -299,7 +302,7 @@ on_exit stop_stage
 logs=$(cache_dir)/logs/test
 mkdir -p "$logs" || die "cannot write to $logs" "set PRESNAP_CACHE to a folder of yours"
 # The log of a stage of the run before would be mistaken for this one's.
-rm -f "$logs"/*.log
+rm -f "$logs"/*.log 2>/dev/null || die "the logs in $logs are another user's" "set PRESNAP_CACHE to a folder of yours"
 # No core file of a test that aborts on purpose.
 ulimit -c 0
 
