@@ -9,6 +9,7 @@ use super::machine::{Content, Engine, Purpose, SlotSpace, Staged, chunk_bytes, r
 use super::records::{
     CatalogRequest, Cause, SlotIndex, SlotRef, SnapshotRecord, SnapshotRow, SnapshotState, Trouble,
 };
+use super::space::has_slot;
 use crate::gate::{self, ChunkIndex, ChunkState, CutRefused, DirtyWalk, Epoch};
 
 /// Attempts to record that a snapshot failed, before the store counts as unusable.
@@ -365,6 +366,10 @@ impl Engine {
                 self.visit(chunk);
                 continue;
             };
+            let takes_slot = snapshot.candidates.get(&chunk).is_none_or(|staged| !has_slot(staged));
+            if takes_slot && self.waits_for_slot(slots) {
+                return;
+            }
             let bytes = bytes_of(gate.geometry(), chunk, missing);
             if purpose == Purpose::Complete && !self.pacer.take(now, bytes) {
                 return;

@@ -25,7 +25,7 @@ pub struct Shortage {
     pub free: u64,
 }
 
-fn has_slot(staged: &Staged) -> bool {
+pub(super) fn has_slot(staged: &Staged) -> bool {
     matches!(staged.content, Content::Slot(_))
 }
 
@@ -77,6 +77,12 @@ impl Engine {
     /// Slots that are reserved for the snapshot under way.
     pub fn reserved_slots(&self) -> u64 {
         self.reserved
+    }
+
+    /// Whether there is no slot for a snapshot's copy yet, but perhaps soon: a copy under way gives its own
+    /// back if it finds zeros, or nothing new.
+    pub(super) fn waits_for_slot(&self, slots: &dyn SlotSpace) -> bool {
+        self.reserved == 0 && slots.free() == 0 && self.copies_in_flight() > 0
     }
 
     /// A free slot; for a snapshot's own copy one that was reserved, if there are any left.

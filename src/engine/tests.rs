@@ -470,14 +470,45 @@ fn a_full_store_fails_the_snapshot_and_gives_its_slots_back() {
     bench.engine.set_settings(Settings::default(), Micros(0));
     bench.write(range(0, 0, 3 * CHUNK_LBAS));
     let effects = bench.cut(1);
-    assert_eq!(steps(&effects), [CatalogStep::Fail]);
     let job = the_copy(&effects);
+    assert_eq!(steps(&bench.tick_after(1)), [], "the copy under way may find zeros");
+    let effects = bench.copy_done(&job, written());
+    assert_eq!(steps(&effects), [CatalogStep::Fail]);
     let effects = bench.catalog_done(CatalogStep::Fail);
     failed_because(&effects, "ran out of free slots");
     assert_eq!(cause(&effects), Some(Cause::NoSpace));
-    bench.copy_done(&job, written());
     assert_eq!(bench.slots.free(), 1);
     assert!(!bench.engine.is_busy());
+}
+
+/// Fails when a snapshot without a free slot does not wait for the copies under way, which find zeros: as
+/// long as they are not looked at, more chunks are dirty than the store has slots.
+#[test]
+fn zeros_fit_into_any_store() {
+    let mut bench = Bench::new(20, 3);
+    bench.engine.set_settings(Settings::default(), Micros(0));
+    bench.write(range(0, 0, 20 * CHUNK_LBAS));
+    let mut jobs = copies(&bench.cut(1));
+    // Those that somebody waits for are no exception.
+    assert_eq!(copies(&bench.parked(12)).len(), 0);
+    let mut done = Vec::new();
+    let effects = loop {
+        assert!(!jobs.is_empty() && jobs.len() <= 3, "{jobs:?}");
+        let job = jobs.remove(0);
+        done.push(job.chunk.0);
+        let effects = bench.copy_done(&job, Copied::Zero);
+        jobs.extend(copies(&effects));
+        if flushes(&effects) {
+            break effects;
+        }
+    };
+    assert!(done.iter().position(|&chunk| chunk == 12) < Some(6), "it comes first: {done:?}");
+    assert_eq!(done.len(), 20);
+    assert_eq!(steps(&effects), []);
+    assert_eq!(steps(&bench.apply(Event::FlushDone(Ok(())))), [CatalogStep::Complete]);
+    let effects = bench.catalog_done(CatalogStep::Complete);
+    assert_eq!(ended(&effects).map(|record| record.chunks.zero), Some(20));
+    assert_eq!(bench.slots.free(), 3);
 }
 
 /// Fails when only words say what a snapshot failed for: these are not about slots.

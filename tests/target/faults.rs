@@ -261,3 +261,27 @@ fn a_create_reserves_the_slots_that_it_may_need() {
     target.check_slots();
     target.stop();
 }
+
+/// The first snapshot of a volume that was never written to, on a store with fewer slots than are copied at
+/// once.
+///
+/// Fails when a snapshot without a free slot does not wait for the copies under way, which find zeros.
+#[test]
+fn zeros_need_no_slots() {
+    let bench = Bench::new();
+    let target = bench.target("target", &[]);
+    target.aio("m0", &bench.file("master", 512), 512);
+    target.aio("s0", &bench.file("store", 64), 512);
+    target.store("store0", "s0", 4096);
+    let slots = || target.call("presnap_get_stores", json!({}))[0]["slots"].clone();
+    let before = slots();
+    assert!(before["total"].as_u64() < Some(16), "nothing would be shown: {before}");
+    target.volume("vol0", "m0", "store0", &json!({"policy": "off"}));
+    let snapshot = target.snapshot("vol0", "a");
+    assert_eq!(
+        (&snapshot["state"], &snapshot["chunks"]["zero"]),
+        (&json!("complete"), &json!(128))
+    );
+    assert_eq!(slots(), before);
+    target.stop();
+}
