@@ -374,7 +374,8 @@ pub const METHODS: &[Method] = &[
                   anew. So choose a UUID, and repeat after a lost connection.\n\n\
                   `timeout_ms` is a deadline for what is awaited. When it passes first, the \
                   snapshot is given up, nothing of it stays behind, and the answer is \
-                  `-ETIMEDOUT`. Foreground commands go on in every case.",
+                  `-ETIMEDOUT`; that of a repeated request only ends its own wait, and the snapshot \
+                  goes on. Foreground commands go on in every case.",
         params: &[
             VOLUME.required(),
             Param::text("name", Text::Name, "Name of the new snapshot, unique in its volume.")

@@ -427,6 +427,18 @@ fn a_completing_snapshot_keeps_others_out_and_itself_together() {
     refused(&target, create, &late, Errno::TimedOut, &["'s'", "'v'", "longer timeout_ms"]);
     assert_eq!(target.call("presnap_get_stores", json!({}))[0]["slots"], slots);
 
+    // That of a repeated request passes: who asked first still waits, and gets it.
+    let asked = target.call_start(create, first.clone());
+    wait_for("the snapshot is begun", Duration::from_secs(20), || target.get_snapshot("v", "s"));
+    let error = target.try_call(create, late).unwrap_err();
+    assert_eq!(error.code, Errno::TimedOut.code(), "{error}");
+    assert!(error.message.contains("'s'") && error.message.contains("goes on"), "{error}");
+    let now = target.get_snapshot("v", "s").expect("it stays");
+    assert_eq!(now["state"], "completing", "too late to show anything: {now}");
+    let waited_for = asked.join().expect("no panic").expect("who asked first waits on");
+    assert_eq!(waited_for["state"], "complete");
+    target.call("presnap_snapshot_delete", snapshot.clone());
+
     // The asker goes away: the snapshot does not.
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": create, "params": first});
     let mut stream = UnixStream::connect(&target.socket).expect("connected");

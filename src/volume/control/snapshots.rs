@@ -43,25 +43,17 @@ pub async fn create_snapshot(
     }
     let known = Rc::clone(&volume.known);
     wait_for_turn(&known).await?;
-    let plan = known.chain.borrow().plan_create(name, uuid);
-    let seq = match plan {
-        Ok(CreatePlan::Existing(seq)) => seq,
+    let mut plan = known.chain.borrow().plan_create(name, uuid);
+    if let Ok(CreatePlan::Retry(seq)) = plan {
+        drop_record(&volume.store, &known, seq).await?;
+        plan = known.chain.borrow().plan_create(name, uuid);
+    }
+    let (seq, is_repeated) = match plan {
         Ok(CreatePlan::New(seq)) => {
             begin(&volume, seq, name, uuid)?;
-            seq
+            (seq, false)
         }
-        Ok(CreatePlan::Retry(seq)) => {
-            drop_record(&volume.store, &known, seq).await?;
-            let plan = known.chain.borrow().plan_create(name, uuid);
-            match plan {
-                Ok(CreatePlan::New(seq)) => {
-                    begin(&volume, seq, name, uuid)?;
-                    seq
-                }
-                Ok(CreatePlan::Existing(seq) | CreatePlan::Retry(seq)) => seq,
-                Err(error) => return Err(Failure::of_chain(volume_name, &error)),
-            }
-        }
+        Ok(CreatePlan::Existing(seq) | CreatePlan::Retry(seq)) => (seq, true),
         Err(error) => return Err(busy_with_progress(&volume, volume_name, &error)),
     };
     let watch = volume.watch(seq, wait);
@@ -70,6 +62,17 @@ pub async fn create_snapshot(
         None => Some(watch.await),
     };
     let Some(reached) = reached else {
+        let ms = timeout.map_or(0, |timeout| timeout.as_millis());
+        if is_repeated {
+            // Whoever asked first has not given up.
+            return Err(Failure::new(
+                Sort::TimedOut,
+                format!(
+                    "snapshot '{name}' of volume '{volume_name}' was not ready within {ms} ms; it goes \
+                     on, since an earlier request asked for it, and can be waited for again"
+                ),
+            ));
+        }
         volume.abort_snapshot("it was not ready within timeout_ms");
         let ended = volume.watch(seq, WaitFor::Complete).await;
         if ended.is_some_and(|record| record.state == SnapshotState::Complete) {
@@ -80,7 +83,6 @@ pub async fn create_snapshot(
                 .ok_or_else(|| gone_meanwhile(volume_name, name));
         }
         drop_record(&volume.store, &known, seq).await?;
-        let ms = timeout.map_or(0, |timeout| timeout.as_millis());
         return Err(Failure::new(
             Sort::TimedOut,
             format!(
