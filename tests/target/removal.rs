@@ -140,9 +140,10 @@ fn a_master_that_goes_fails_the_snapshot_under_way() {
     target.call("bdev_delay_delete", json!({"name": "d0"}));
     wait_for("the volume goes", SOON, || bdev(&target, "v").is_none().then_some(()));
     let error = asked.join().expect("no panic").unwrap_err();
-    assert!(error.message.contains("'a'"), "{error}");
+    let why = "its master 'd0' was removed";
+    assert!(error.message.contains("'a'") && error.message.contains(why), "{error}");
     let snapshot = target.snapshot_ended("v", "a");
-    assert_eq!(snapshot["state"], "failed");
+    assert_eq!((&snapshot["state"], &snapshot["reason"]), (&json!("failed"), &json!(why)));
     wait_for("its bdev goes", SOON, || bdev(&target, "v@a").is_none().then_some(()));
     assert!(reader.read(0, 8).is_err(), "no more namespace");
     assert_eq!(slots(&target), before, "its slots are free");

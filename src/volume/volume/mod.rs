@@ -428,7 +428,10 @@ impl Volume {
     /// The master's device is gone: the volume goes away.
     pub fn master_gone(self: &Rc<Self>) {
         self.master_lost.set(true);
-        tracing::error!(volume = self.name(), "master removed; the volume goes away");
+        let master = self.options.borrow().base_bdev.clone();
+        tracing::error!(volume = self.name(), master, "master removed; the volume goes away");
+        // Before a copy fails for it, or the volume's end: neither would name the cause.
+        self.abort_snapshot(&format!("its master '{master}' was removed"));
         let volume = Rc::clone(self);
         executor::spawn(async move { volume.detach().await }).detach();
     }
