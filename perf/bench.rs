@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
@@ -37,6 +37,8 @@ const QUEUE_DEPTH: u32 = 64;
 const WARM_UP: usize = 3;
 /// Size of the store: slots do not matter here, all data are zeros.
 const STORE_MIB: u64 = 256;
+/// Tables are in memory long before this.
+const SETTLED_MAX: Duration = Duration::from_mins(1);
 
 /// Measure what presnap costs per command and per cut.
 ///
@@ -282,7 +284,7 @@ async fn overhead(options: &Options, sizes: &[u64]) -> Result<Value, String> {
             channels.push(open(name)?);
         }
         channels.push(channels[1].clone());
-        settled().await;
+        settled().await?;
         for write in [false, true] {
             let mut ns: Vec<Vec<f64>> = vec![Vec::new(); labels.len()];
             // The first rounds warm caches and branch predictors up, and at 64 GiB nearly every chunk
@@ -345,12 +347,21 @@ async fn overhead(options: &Options, sizes: &[u64]) -> Result<Value, String> {
 }
 
 /// Waits until the volumes' tables are in memory.
-async fn settled() {
+async fn settled() -> Result<(), String> {
+    let started = Instant::now();
     let mut before = 0;
     while before != resident_bytes() {
+        if started.elapsed() > SETTLED_MAX {
+            return Err(format!(
+                "after {} s this process's memory still grows or shrinks; nothing measured now would \
+                 be worth anything",
+                SETTLED_MAX.as_secs()
+            ));
+        }
         before = resident_bytes();
         executor::sleep(Duration::from_millis(700)).await;
     }
+    Ok(())
 }
 
 fn load_name(write: bool) -> &'static str {
@@ -377,7 +388,7 @@ async fn cut(options: &Options, sizes: &[u64]) -> Result<Value, String> {
     for &gib in sizes {
         let volume = add_volume(gib, false).await?;
         let channel = open(&volume)?;
-        settled().await;
+        settled().await?;
         let (mut cut_us, mut consistent_us) = (Vec::new(), Vec::new());
         let (mut longest, mut tail) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for round in 0..=options.rounds {
