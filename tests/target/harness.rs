@@ -7,13 +7,16 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use presnap::rpc::{Client, ClientError, RpcError};
+use presnap::store::{self, CheckReport};
 use serde_json::{Value, json};
 
 /// Hugepages for all processes of one test: twice [`MEMORY_MIB`], and fio's.
@@ -614,6 +617,60 @@ fn try_call(socket: &Path, method: &str, params: Value) -> Result<Value, RpcErro
         Err(ClientError::Refused(error)) => Err(error),
         Err(error) => panic!("{error}"),
     }
+}
+
+/// A file as a store's device, once no target has it any more.
+#[derive(Debug)]
+struct FileDevice(File);
+
+impl store::Device for FileDevice {
+    fn block_bytes(&self) -> u32 {
+        512
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.0.metadata().expect("a file").len()
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+/// What the catalog of a store in a file holds after a clean stop: it is in order (I8), down to the
+/// rows that take no slot.
+pub fn check_catalog(file: &Path) -> CheckReport {
+    let file = File::options().read(true).write(true).open(file).expect("the store's file");
+    let device: store::SharedDevice = Arc::new(FileDevice(file));
+    let mut loaded = store::load(&device).expect("a store");
+    let report = loaded.catalog.check().expect("readable");
+    loaded.catalog.close().expect("closed");
+    assert!(report.is_clean(), "{:?}", &report.problems[..report.problems.len().min(10)]);
+    assert_eq!(report.slots_taken.len() as u32, loaded.allocator.taken_count());
+    report
+}
+
+/// Files of hugepages that a process has, or had.
+pub fn hugepage_files(pid: u32) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").expect("mounts");
+    let folders = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let (folder, kind) = (words.next()?, words.next()?);
+        (kind == "hugetlbfs").then(|| folder.to_owned())
+    });
+    let prefix = format!("spdk_pid{pid}map_");
+    let files = folders.flat_map(|folder| fs::read_dir(folder).expect("readable"));
+    let files = files.map(|entry| entry.expect("an entry"));
+    let of_process = files.filter(|file| file.file_name().to_string_lossy().starts_with(&prefix));
+    of_process.map(|file| file.path()).collect()
 }
 
 /// Sends a signal.

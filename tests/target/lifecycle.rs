@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::cut::{CHUNK_KIB, VOLUME_MIB, Writer, slow_down, slow_store};
-use crate::harness::{Bench, Process, wait_for};
+use crate::harness::{Bench, Process, check_catalog, hugepage_files, wait_for};
 
 const CHUNK_BYTES: u64 = CHUNK_KIB as u64 * 1024;
 
@@ -99,6 +99,7 @@ fn the_other_snapshots_stay_as_they_are_when_one_is_deleted() {
     let slots = &target.call("presnap_get_stores", json!({}))[0]["slots"];
     assert_eq!(slots["owned"], 0, "{slots}");
     target.stop();
+    assert_eq!(check_catalog(&bench.path("store")).rows, 0);
 }
 
 /// Write zeroes, unmap, flush and reset while the snapshot completes: in the volume, not in the
@@ -156,4 +157,28 @@ fn commands_other_than_writes_stay_out_of_a_completing_snapshot() {
     let first = volume.iter().zip(&expected).position(|(a, b)| a != b);
     assert_eq!(first, None, "the volume lacks a command ({waiting})");
     target.stop();
+}
+
+/// A target's hugepages have files without a name, so that nothing is left of them, however it ends. Others
+/// could not have the memory before another SPDK process starts.
+///
+/// Fails when SPDK is not told to remove them.
+#[test]
+fn no_files_of_hugepages_are_left() {
+    let bench = Bench::new();
+    for killed in [false, true] {
+        let target = bench.target("target", &[]);
+        target.malloc("m0", 64, 512);
+        let pid = target.pid();
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("its memory");
+        assert!(maps.contains(&format!("spdk_pid{pid}map_")), "no hugepages: {maps}");
+        // Nor while it runs, or a killed one would leave them.
+        assert_eq!(hugepage_files(pid).len(), 0);
+        if killed {
+            target.kill();
+        } else {
+            target.stop();
+        }
+        assert_eq!(hugepage_files(pid).len(), 0);
+    }
 }

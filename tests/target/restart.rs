@@ -1,9 +1,11 @@
 //! Stopping, being killed, and starting again.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::cut::{CHUNK_KIB, VOLUME_MIB, Writer};
-use crate::harness::{Bench, Process, Subsystem};
+use crate::harness::{Bench, Process, Subsystem, check_catalog, wait_for};
 use crate::history::{check_survivors, numbers};
 use crate::lifecycle::staged;
 
@@ -145,6 +147,48 @@ fn a_kill_under_load_costs_at_most_the_snapshot_under_way() {
     }
     agent.take().expect("there").stop();
     target.stop();
+    let report = check_catalog(&bench.path("store"));
+    // Three whole ones and three after kills, and the two that were lost.
+    assert_eq!((report.volumes, report.snapshots), (1, 8), "{report:?}");
+}
+
+/// I8: what an interrupted snapshot had recorded of its chunks is gone after the start. Zeros, so that no
+/// slot says so.
+///
+/// Fails when the rows of an interrupted snapshot stay.
+#[test]
+fn an_interrupted_snapshot_leaves_no_rows() {
+    /// Rows in one transaction, of chunks that the engine is told to be done with.
+    const ROWS: u64 = 16 * 1024;
+    let bench = Bench::new();
+    let target = bench.target("target", &[]);
+    target.aio("m0", &bench.file("master", 2048), 512);
+    target.aio("s0", &bench.file("store", 128), 512);
+    target.store("store0", "s0", 64);
+    target.volume("vol0", "m0", "store0", &json!({"policy": "off", "copy_mbytes_per_sec": 400}));
+    let config = target.save_config();
+    let used = || {
+        let stores = target.call("presnap_get_stores", json!({}));
+        stores[0]["catalog"]["used"].as_u64().expect("a number")
+    };
+    // A row has more than 16 bytes.
+    let with_rows = used() + ROWS * 16;
+    target.snapshot_cut("vol0", "lost");
+    wait_for("the first rows to be recorded", Duration::from_mins(1), || {
+        let snapshot = target.get_snapshot("vol0", "lost").expect("there");
+        assert_eq!(snapshot["state"], "completing", "too fast to show anything");
+        // Asked of the catalog's thread, after what it had to do before.
+        (snapshot["chunks"]["zero"].as_u64() > Some(ROWS) && used() > with_rows).then_some(())
+    });
+    target.kill();
+
+    let target = bench.target("target", &["-c", config.to_str().expect("plain")]);
+    let lost = target.get_snapshot("vol0", "lost").expect("remembered");
+    assert_eq!(lost["state"], "failed", "{lost}");
+    target.check_slots();
+    target.stop();
+    let report = check_catalog(&bench.path("store"));
+    assert_eq!((report.snapshots, report.rows), (1, 0), "{report:?}");
 }
 
 /// A master that was changed while the target was away is not taken for the one that is known.
