@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::cut::{CHUNK_KIB, slow_down, slow_store};
 use crate::harness::{Bench, Process, wait_for};
+use crate::lifecycle::staged;
 
 const CHUNK_BYTES: u64 = CHUNK_KIB as u64 * 1024;
 const VOLUME_MIB: u64 = 16;
@@ -269,6 +270,133 @@ fn a_volume_is_forgotten_after_the_deletion_of_its_last_snapshot() {
     target.stop();
 }
 
+/// A volume without snapshots is deleted and is being forgotten, when it is created again: it is refused, or
+/// what is made would be forgotten under its feet. Then it can be made anew.
+///
+/// Fails when a deletion does not keep creates of its name out (`World::attaching`) while the store forgets
+/// the volume.
+#[test]
+fn a_volume_is_not_created_while_it_is_forgotten() {
+    let bench = Bench::new();
+    let target = bench.agent("target", "0x1");
+    target.aio("m0", &bench.file("master", VOLUME_MIB), 512);
+    delay(&target, "m0", "slowm");
+    slow_store(&target, &bench);
+    attach(&target);
+    slow_down(&target, SLOW);
+    let deletion = Sent::new(&target, "bdev_presnap_delete", &json!({"name": "vol0"}));
+    // Its dirty chunks are saved by then, and the store's work begins.
+    wait_for("the master is let go of", SOON, || {
+        (bdev(&target, "slowm")?["claimed"] == false).then_some(())
+    });
+    let volume = json!({"name": "vol0", "base_bdev": "slowm", "store": "store0", "policy": "off"});
+    let refused = target.try_call("bdev_presnap_create", volume).expect_err("being forgotten");
+    assert_eq!(refused.code, Errno::Exist.code(), "{refused}");
+    deletion.works();
+    slow_down(&target, Duration::ZERO);
+    let store = || target.call("presnap_get_stores", json!({}))[0].take();
+    assert_eq!(store()["volumes"], json!([]));
+    attach(&target);
+    assert_eq!(target.snapshot("vol0", "a")["state"], "complete");
+    let store = store();
+    assert_eq!(store["volumes"].as_array().map(Vec::len), Some(1), "{store}");
+    target.stop();
+}
+
+/// A volume's master goes while it is being attached. The volume goes, too, and nothing holds on to the
+/// master.
+///
+/// Fails when the removal is not noticed for want of a volume that it could be told.
+#[test]
+fn a_master_that_goes_during_an_attach_takes_the_volume_along() {
+    let bench = Bench::new();
+    let target = bench.agent("target", "0x1");
+    two_snapshots(&bench, &target);
+    target.call("bdev_presnap_delete", json!({"name": "vol0"}));
+    let attaching = slow_attach(&target);
+    let removal = Sent::new(&target, "bdev_delay_delete", &json!({"name": "slowm"}));
+    assert!(bdev(&target, "vol0").is_none(), "attached too soon to show anything");
+    attaching.works();
+    removal.works();
+    for name in ["vol0", "slowm"] {
+        wait_for(&format!("{name} is gone"), SOON, || bdev(&target, name).is_none().then_some(()));
+    }
+    let store = target.call("presnap_get_stores", json!({}))[0].take();
+    assert_eq!(store["volumes"][0]["attached"], false, "{store}");
+
+    delay(&target, "m0", "slowm");
+    attach(&target);
+    target.snapshot_delete("vol0", "b");
+    assert_nothing_lost(&target);
+    target.stop();
+}
+
+/// Somebody makes a bdev of the volume's name while it is being attached, so that it cannot be registered.
+/// The slots of its staged copies are free then: they are in memory only since it was opened.
+///
+/// Fails when they stay taken (I8), and when the master stays claimed.
+#[test]
+fn a_volume_that_cannot_be_registered_leaves_nothing() {
+    let bench = Bench::new();
+    let target = bench.agent("target", "0x1");
+    two_snapshots(&bench, &target);
+    let idle = json!({"volume": "vol0", "policy": "idle", "idle_ms": 1});
+    target.call("presnap_set_policy", idle);
+    for chunk in 0..3 {
+        let io = target.io("vol0", "write", chunk * CHUNK_BYTES, 512, 0x11);
+        assert_eq!(io["ok"], true, "{io}");
+    }
+    staged(&target, 3);
+    target.call("bdev_presnap_delete", json!({"name": "vol0"}));
+    let slots = || target.call("presnap_get_stores", json!({}))[0]["slots"].take();
+    let before = slots();
+    assert_eq!(before["staged"], 3, "saved at the stop: {before}");
+    let attaching = slow_attach(&target);
+    target.malloc("vol0", 1, 512);
+    let answer = attaching.answer();
+    assert_eq!(answer["error"]["code"], Errno::Exist.code(), "{answer}");
+    let after = slots();
+    assert_eq!(after["staged"], 0, "{after}");
+    let of = |slots: &Value, name: &str| slots[name].as_u64().expect("a count");
+    assert_eq!(of(&after, "free"), of(&before, "free") + 3, "{after}");
+    target.check_slots();
+
+    slow_reads(&target, 0);
+    target.call("bdev_malloc_delete", json!({"name": "vol0"}));
+    attach(&target);
+    target.snapshot_delete("vol0", "b");
+    assert_nothing_lost(&target);
+    target.stop();
+}
+
+/// A snapshot is deleted before it has come to its cut. It is given up, and its asker clears it away; the
+/// deletion does not miss it.
+///
+/// Fails when the deletion looks for a snapshot that is gone by then.
+#[test]
+fn a_snapshot_is_deleted_before_its_cut() {
+    let bench = Bench::new();
+    let target = bench.agent("target", "0x1");
+    two_snapshots(&bench, &target);
+    target.snapshot_delete("vol0", "b");
+    slow_down(&target, SLOW);
+    let c = json!({"volume": "vol0", "name": "c"});
+    let create = Sent::new(&target, "presnap_snapshot_create", &c);
+    let begun = wait_for("c is begun", SOON, || target.get_snapshot("vol0", "c"));
+    let deletion = Sent::new(&target, "presnap_snapshot_delete", &c);
+    assert_eq!(begun["state"], "completing", "{begun}");
+    assert!(bdev(&target, "vol0@c").is_none(), "cut too soon to show anything");
+    let answer = create.answer();
+    let message = answer["error"]["message"].as_str().expect("a message");
+    assert!(message.contains("deleted while it was being made"), "{message}");
+    deletion.works();
+    assert!(bdev(&target, "vol0@c").is_none(), "it came to a cut");
+    slow_down(&target, Duration::ZERO);
+    assert!(target.get_snapshot("vol0", "c").is_none(), "it was deleted");
+    assert_nothing_lost(&target);
+    target.stop();
+}
+
 /// A store is closed while a deletion is under way. No turn is needed: the catalog serves what is queued
 /// before it ends.
 #[test]
@@ -347,5 +475,61 @@ fn a_store_that_goes_takes_a_deletion_along() {
     assert!(target.dump("vol0@c") == volume, "the next snapshot is not the volume");
     assert!(target.dump("vol0@a").iter().all(|&byte| byte == 0), "a changed");
     target.check_slots();
+    target.stop();
+}
+
+/// Commands that the store's device has ended, flushes not among them.
+fn commands_of(target: &Process, name: &str) -> u64 {
+    let stats = target.call("bdev_get_iostat", json!({"name": name}));
+    let count = |kind: &str| stats["bdevs"][0][kind].as_u64().expect("a count");
+    count("num_read_ops") + count("num_write_ops")
+}
+
+/// A store's device goes while the last command of its opening is under way, so that opening works. The
+/// store is lost all the same, and nothing holds on to the device.
+///
+/// Fails when the removal is not noticed for want of a store that it could be told.
+#[test]
+fn a_store_that_goes_as_its_opening_ends_is_lost() {
+    let bench = Bench::new();
+    let target = bench.agent("target", "0x1");
+    let image = bench.file("store", 256);
+    target.aio("s0", &image, 512);
+    delay(&target, "s0", "slow0");
+    target.store("store0", "slow0", CHUNK_KIB);
+    let load = json!({"bdev": "slow0"});
+    let unload = json!({"name": "store0"});
+    let mut of_opening = [0; 2];
+    // The second opening is like the third.
+    for count in &mut of_opening {
+        target.call("presnap_store_unload", unload.clone());
+        let before = commands_of(&target, "slow0");
+        target.call("presnap_store_load", load.clone());
+        *count = commands_of(&target, "slow0") - before;
+    }
+    assert_eq!(of_opening[0], of_opening[1], "each opening is the same");
+    target.call("presnap_store_unload", unload);
+    let all_but_one = commands_of(&target, "slow0") + of_opening[0] - 1;
+    for kind in ["avg_read", "p99_read", "avg_write", "p99_write"] {
+        let params = json!({"delay_bdev_name": "slow0", "latency_type": kind,
+            "latency_us": SLOW.as_micros() as u64});
+        target.call("bdev_delay_update_latency", params);
+    }
+    let opening = Sent::new(&target, "presnap_store_load", &load);
+    wait_for("one command is left", Duration::from_mins(1), || {
+        let ended = commands_of(&target, "slow0");
+        assert!(ended <= all_but_one, "opened too soon to show anything");
+        (ended == all_but_one).then_some(())
+    });
+    let removal = Sent::new(&target, "bdev_delay_delete", &json!({"name": "slow0"}));
+    opening.works();
+    removal.works();
+    let stores = || target.call("presnap_get_stores", json!({}));
+    wait_for("the store is closed", SOON, || (stores() == json!([])).then_some(()));
+    assert!(bdev(&target, "slow0").is_none());
+
+    delay(&target, "s0", "slow0");
+    target.call("presnap_store_load", load);
+    assert_eq!(stores()[0]["state"], "loaded");
     target.stop();
 }
