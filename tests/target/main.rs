@@ -23,6 +23,8 @@
 //! | | `turns::a_deletion_waits_for_an_attach` * | an attach takes no turn |
 //! | | `turns::an_attach_keeps...` * | attaches of one name at a time |
 //! | I8 | `lifecycle::the_other_snapshots_stay...` * | a delete frees no slots |
+//! | | `turns::a_volume_that_cannot_be_registered...` * | the slots of its staged copies stay taken |
+//! | | `restart::an_interrupted_snapshot...` * | its rows stay in the catalog |
 #![cfg(feature = "spdk")]
 
 mod agent;
