@@ -32,10 +32,11 @@ declare -A stage_about=(
 	[clippy]="clippy with SPDK, warnings are errors; the C shim's warnings too"
 	[docs]="rustdoc without warnings; links in Markdown lead somewhere"
 	[spdk]="tests with SPDK, the target among them"
+	[qemu]="the target on emulated NVMe devices, a filesystem on the kernel's initiator, a power cut"
 	[mutations]="every rule of the gate broken on purpose is noticed"
 	[sim-mutations]="the same for engine, store and what takes turns, by the simulator"
 )
-stages=(setup fmt shell clippy-pure pure loom clippy docs spdk model)
+stages=(setup fmt shell clippy-pure pure loom clippy docs spdk qemu model)
 stages_quick=(fmt shell clippy-pure pure)
 # Only by name: long, and of use to those who change what holds I1 to I8.
 stages_named=(mutations sim-mutations)
@@ -44,8 +45,8 @@ usage() {
 	cat <<EOF
 Usage: scripts/test.sh [OPTION]
 
-Sets everything up, builds, runs all checks and tests. The last line is 'N passed, N failed'. Needs root
-and 4 GiB of memory for hugepages, which it gives back.
+Sets everything up, builds, runs all checks and tests. The last line is 'N passed, N failed', with ', N skipped'
+behind it where a stage could not be run. Needs root and 4 GiB of memory for hugepages, which it gives back.
 
   --quick        only what needs neither SPDK nor root: ${stages_quick[*]}
   --stage NAME   only this stage (may be given several times)
@@ -105,7 +106,8 @@ fi
 
 passed=0
 failed=0
-failures=()
+skipped=0
+remarks=()
 
 # count PASSED FAILED: what a stage has to report. Through a file, since a stage is a shell of its own.
 count() { printf '%d %d\n' "$1" "$2" >>"$work/counts"; }
@@ -115,6 +117,12 @@ unable() {
 	printf 'cannot run: %s\n' "$1"
 	printf '%s\n' "$1" >"$work/why"
 	count 0 1
+}
+
+# skip WHY: the stage cannot do its work here, and need not.
+skip() {
+	printf 'skipped: %s\n' "$1"
+	printf '%s\n' "$1" >"$work/skipped"
 }
 
 # check COMMAND...: one check, passed when the command succeeds.
@@ -164,7 +172,7 @@ show() {
 run_stage() {
 	local name=$1 begun=$SECONDS ok=0 bad=0 status why='' log_file=$logs/$1.log n m
 	printf '== %s: %s\n' "$name" "${stage_about[$name]}"
-	rm -f "$work"/{counts,why,status}
+	rm -f "$work"/{counts,why,skipped,status}
 	touch "$work/counts"
 	set -m
 	{
@@ -189,13 +197,19 @@ run_stage() {
 	done <"$work/counts"
 	status=$(cat "$work/status" 2>/dev/null) || status=killed
 	if [[ -s $work/why ]]; then why=$(<"$work/why"); fi
+	if ((ok + bad == 0)) && [[ $status == 0 && -s $work/skipped ]]; then
+		skipped=$((skipped + 1))
+		remarks+=("skipped $name: $(<"$work/skipped")")
+		printf '== %s: skipped\n\n' "$name"
+		return
+	fi
 	if ((bad == 0)) && [[ $status != 0 || -n $why || $ok == 0 ]]; then
 		bad=1
 		why=${why:-"it counted $ok checks and ended with status $status"}
 	fi
 	passed=$((passed + ok))
 	failed=$((failed + bad))
-	((bad == 0)) || failures+=("$name: $bad failed${why:+ ($why)}; everything it said: $log_file")
+	((bad == 0)) || remarks+=("FAILED $name: $bad failed${why:+ ($why)}; everything it said: $log_file")
 	printf '== %s: %d passed, %d failed, in %s (%s since the start)\n\n' "$name" "$ok" "$bad" \
 		"$(minutes $((SECONDS - begun)))" "$(minutes "$SECONDS")"
 }
@@ -286,6 +300,19 @@ stage_spdk() {
 	run_tests 1 --lib "${tests[@]}" "${only[@]}"
 }
 
+stage_qemu() {
+	local status=0 ok bad
+	tests/qemu/run.sh 2>&1 | tee "$work/output" || status=$?
+	if ((status == 77)); then
+		skip "$(sed -n 's/^skipped: //p' "$work/output")"
+		return
+	fi
+	read -r ok bad < <(sed -n '$s/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$work/output") || { ok=0 bad=0; }
+	# It ended before it could say so.
+	((status != 0 && bad == 0)) && bad=1
+	count "$ok" "$bad"
+}
+
 stage_mutations() {
 	check python3 tests/gate_mutations.py
 }
@@ -312,6 +339,8 @@ for name in "${chosen[@]}"; do
 	[[ $name == setup ]] || run_stage "$name"
 done
 
-for failure in "${failures[@]}"; do printf 'FAILED %s\n' "$failure"; done
-printf '%d passed, %d failed\n' "$passed" "$failed"
+for line in "${remarks[@]}"; do printf '%s\n' "$line"; done
+printf '%d passed, %d failed' "$passed" "$failed"
+if ((skipped > 0)); then printf ', %d skipped' "$skipped"; fi
+printf '\n'
 ((failed == 0))
