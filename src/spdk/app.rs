@@ -82,6 +82,11 @@ pub enum AppError {
     /// Another process serves RPC there.
     #[error("RPC socket {0} is in use by another process; choose another with --socket")]
     RpcInUse(PathBuf),
+    /// Nothing can be made there.
+    #[error(
+        "the folder of RPC socket {0} cannot be used; make it, or choose another socket with --socket"
+    )]
+    RpcFolder(PathBuf, #[source] std::io::Error),
     /// The configuration cannot be read.
     #[error("configuration {0} cannot be read")]
     Config(PathBuf, #[source] std::io::Error),
@@ -173,8 +178,12 @@ pub fn run(options: &AppOptions, on_start: impl FnOnce() + 'static) -> Result<i3
     Ok(rc)
 }
 
-/// SPDK of 20.07 logs an error and runs on without RPC when another process has the socket.
+/// SPDK of 20.07 logs an error and runs on without RPC when another process has the socket, or there is no place for it.
 fn check_rpc_addr(addr: &Path) -> Result<(), AppError> {
+    // An address of TCP has none.
+    if let Some(folder) = addr.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::read_dir(folder).map_err(|error| AppError::RpcFolder(addr.to_owned(), error))?;
+    }
     let mut lock = addr.as_os_str().to_owned();
     lock.push(".lock");
     match OpenOptions::new().read(true).open(&lock).map(|file| file.try_lock()) {

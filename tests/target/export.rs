@@ -126,16 +126,21 @@ fn the_socket_is_private_and_taken_once() {
     let target = bench.target("target", &[]);
     let mode = std::fs::metadata(&target.socket).expect("a socket").permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "{mode:o}");
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_presnap"))
-        .arg("--socket")
-        .arg(&target.socket)
-        .args(["serve", "--no-pci", "-s", "256"])
-        .output()
-        .expect("started");
-    assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr);
+    let refusal = |socket: &std::path::Path| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_presnap"))
+            .arg("--socket")
+            .arg(socket)
+            .args(["serve", "--no-pci", "-s", "256"])
+            .output()
+            .expect("started");
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = refusal(&target.socket);
     assert!(said.contains("in use by another process") && said.contains("--socket"), "{said}");
     assert!(!said.contains('\u{1b}'), "no colours: {said}");
+    let said = refusal(&target.socket.with_file_name("no-folder").join("presnap.sock"));
+    assert!(said.contains("no-folder/presnap.sock cannot be used"), "{said}");
     target.call("presnap_get_stores", json!({}));
     assert!(!target.log().contains('\u{1b}'), "no colours in a log");
     target.stop();
