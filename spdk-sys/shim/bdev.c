@@ -236,9 +236,9 @@ op_retry(void *ctx)
  * bdev_nvme_set_options has enable_flush. What a device holds in a volatile cache would be lost with the
  * power, after it was said to be durable: so the device is sent NVMe's own command.
  */
-static int
-flush(struct spdk_bdev_desc *desc, struct spdk_io_channel *ch, uint64_t off, uint64_t num,
-      spdk_bdev_io_completion_cb cb, void *ctx)
+int
+psc_flush(struct spdk_bdev_desc *desc, struct spdk_io_channel *ch, uint64_t off, uint64_t num,
+	  spdk_bdev_io_completion_cb cb, void *ctx)
 {
 	struct spdk_bdev *bdev = spdk_bdev_desc_get_bdev(desc);
 	struct spdk_nvme_cmd cmd;
@@ -275,7 +275,7 @@ psc_op_submit(struct psc_op *op)
 		rc = spdk_bdev_unmap_blocks(op->desc, op->ch, off, num, op_done, op);
 		break;
 	case PSC_IO_FLUSH:
-		rc = flush(op->desc, op->ch, off, num, op_done, op);
+		rc = psc_flush(op->desc, op->ch, off, num, op_done, op);
 		break;
 	case PSC_IO_RESET:
 		rc = spdk_bdev_reset(op->desc, op->ch, op_done, op);

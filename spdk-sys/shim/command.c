@@ -255,7 +255,7 @@ forward_submit(struct psc_io *io, struct spdk_bdev_desc *desc, struct spdk_io_ch
 		rc = spdk_bdev_unmap_blocks(desc, ch, off, num, forward_done, io);
 		break;
 	case PSC_IO_FLUSH:
-		rc = spdk_bdev_flush_blocks(desc, ch, off, num, forward_done, io);
+		rc = psc_flush(desc, ch, off, num, forward_done, io);
 		break;
 	case PSC_IO_RESET:
 		rc = spdk_bdev_reset(desc, ch, forward_done, io);

@@ -34,4 +34,7 @@
 extern const struct psr_calls *psc_rust;
 extern struct spdk_bdev_module psc_module;
 
+int psc_flush(struct spdk_bdev_desc *desc, struct spdk_io_channel *ch, uint64_t off, uint64_t num,
+	      spdk_bdev_io_completion_cb cb, void *ctx);
+
 #endif
