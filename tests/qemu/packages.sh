@@ -57,6 +57,7 @@ _fetch_tools() {
 	mkdir -p "$fresh"/{archives/partial,cache,root}
 	if ! _download "$fresh" >"$dir/apt.log" 2>&1; then
 		qemu_tools_why="apt could not get the packages: $(sed -n 's/^E: //p' "$dir/apt.log" | tail -n 1) (all it said: $dir/apt.log)"
+		rm -rf "$fresh"
 		return 1
 	fi
 	_unpack "$fresh" || return 1

@@ -2,9 +2,9 @@
 # presnap on two NVMe controllers of PCIe, and the kernel's own initiator on presnap, in an emulated machine; and what
 # is left of a snapshot after a power cut that takes all that was in the store's volatile cache.
 #
-# Needs no KVM, no root and no NVMe device: QEMU emulates all of it. What happens inside is in guest.sh. The store's
-# device writes a log of what came to it (QEMU's blklogwrites). The power is cut by killing QEMU; the store of the
-# second boot is made from that log, up to the last flush (flushed.py).
+# Needs no KVM, no root and no NVMe device: QEMU emulates all of it. What happens inside is in guest.sh. Both disks
+# write a log of what came to them (QEMU's blklogwrites). The power is cut by killing QEMU; the disks of the second
+# boot are made from those logs, up to the last flush (flushed.py).
 # Functions are called by name, which shellcheck takes for unreachable code:
 # shellcheck disable=SC2317
 set -euo pipefail
@@ -17,10 +17,8 @@ source "$here/../../scripts/lib.sh"
 source "$here/packages.sh"
 cd "$here/../.."
 
-# A boot takes a third of it when builds run beside it.
-boot_seconds_max=240
-master_mib=32
-store_mib=512
+# With ten builds beside it a boot takes half of it.
+boot_seconds_max=480
 guest_mib=1152
 hugepages=232
 
@@ -168,10 +166,11 @@ on_exit stop_qemu
 
 has_pid() { [[ -s $dir/qemu.pid ]] || ! kill -0 "$timeout_pid" 2>/dev/null; }
 
-# start_qemu PHASE STORE: the store's device is the blockdev STORE; more arguments are QEMU's.
+# start_qemu PHASE BLOCKDEV...: blockdevs 'master' and 'store' are the two disks.
 start_qemu() {
-	local phase=$1 store=$2 kernel
-	shift 2
+	local phase=$1 kernel disk disks=()
+	shift
+	for disk in "$@"; do disks+=(-blockdev "$disk"); done
 	kernel=$(echo "$tools"/boot/vmlinuz-*)
 	rm -f "$dir"/qemu.pid "$dir"/serial.{in,out}
 	mkfifo "$dir"/serial.{in,out}
@@ -186,12 +185,11 @@ start_qemu() {
 		-kernel "$kernel" -initrd "$dir/$phase.cpio" \
 		-append "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off init_on_alloc=0 nokaslr random.trust_cpu=on audit=0 apparmor=0 selinux=0 nowatchdog hugepages=$hugepages presnap.phase=$phase" \
 		-serial "file:$dir/$phase.console" -chardev "pipe,id=say,path=$dir/serial" -serial chardev:say \
-		-blockdev "driver=file,node-name=master,filename=$dir/master.img" \
+		"${disks[@]}" \
 		-device nvme,id=nvme0,serial=MASTER,addr=04.0 \
 		-device nvme-ns,bus=nvme0,nsid=1,drive=master,logical_block_size=4096,physical_block_size=4096 \
-		"$@" \
 		-device nvme,id=nvme1,serial=STORE,addr=05.0 \
-		-device "nvme-ns,bus=nvme1,nsid=2,drive=$store,logical_block_size=4096,physical_block_size=4096" \
+		-device "nvme-ns,bus=nvme1,nsid=2,drive=store,logical_block_size=4096,physical_block_size=4096" \
 		-D "$dir/$phase.trace" -trace pci_nvme_flush_ns \
 		>"$dir/$phase.qemu" 2>&1 </dev/null &
 	timeout_pid=$!
@@ -204,17 +202,20 @@ qemu_runs() { kill -0 "$timeout_pid" 2>/dev/null; }
 # NVMe Flush commands that came to a namespace: the master's is 1, the store's 2.
 flushes() { grep -c "pci_nvme_flush_ns nsid 0x$1\$" "$dir/$2.trace" || true; }
 
-# Looks at the store's device: at a mark 'before-NAME' it counts, and at 'after-NAME' it compares.
+# At a mark 'before-NAME' it counts what came to the store, at 'after-NAME' it compares. At 'durable-NAME' nothing
+# but the snapshot may have written to the store.
 look() {
 	local now entries logged unflushed
 	now=$(flushes 2 first)
 	read -r entries logged unflushed < <(python3 tests/qemu/flushed.py count "$dir/store.log")
 	case $1 in
-	before-*) flushes_before=$now logged_before=$logged ;;
+	before-*) flushes_before=$now logged_before=$logged entries_before=$entries ;;
 	after-*)
-		note "the store's device: $((now - flushes_before)) NVMe flushes, of $entries commands that wrote $unflushed came after the last"
-		check "flushes came to the store's controller while snapshot '${1#after-}' became complete, and went on to its disk" \
+		check "snapshot '${1#after-}': $((now - flushes_before)) NVMe flushes came to the store's controller while it became complete, $((logged - logged_before)) went on to the disk" \
 			[ $((now > flushes_before && logged > logged_before)) = 1 ]
+		;;
+	durable-*)
+		check "snapshot '${1#durable-}': of its $((entries - entries_before)) writes and flushes, $unflushed writes are volatile when the reply has come" [ "$unflushed" = 0 ]
 		;;
 	esac
 }
@@ -256,50 +257,58 @@ show_logs() {
 	local file
 	for file in "$dir/$1".{qemu,console}; do
 		printf -- '--- the end of %s\n' "${file##*/}"
-		tail -n 60 "$file" | tr -d '\r'
+		{ tail -n 60 "$file" || true; } 2>&1 | tr -d '\r'
 	done
 }
 
-# phase NAME: listens to it.
+# phase NAME: listens to it. Status 1 when it did not come to its end.
 phase() {
-	local failed_before=$failed
-	if ! listen; then bad "the guest came to the end of its ${1} boot"; fi
+	local failed_before=$failed status=0
+	if ! listen; then
+		status=1
+		bad "the guest comes to the end of its $1 boot"
+	fi
 	wait_until 20 qemu_ended || true
 	stop_qemu
 	if ((failed > failed_before)); then show_logs "$1"; fi
+	return "$status"
 }
 
 qemu_ended() { ! qemu_runs; }
 
 finish() {
 	printf '%d passed, %d failed\n' "$passed" "$failed"
-	((failed == 0))
-	exit
+	exit $((failed > 0))
 }
 
 # --- the two boots ---------------------------------------------------------------------------------
 
 make_root
 mkdir "$dir/kept"
-truncate -s "${master_mib}M" "$dir/master.img"
-truncate -s "${store_mib}M" "$dir/store.img"
-touch "$dir/store.log"
+declare -A mib=([master]=24 [store]=512)
+for disk in master store; do
+	truncate -s "${mib[$disk]}M" "$dir/$disk.img"
+	touch "$dir/$disk.log"
+	logged_disks+=(
+		"driver=file,node-name=$disk-file,filename=$dir/$disk.img"
+		"driver=file,node-name=$disk-log,filename=$dir/$disk.log"
+		"driver=blklogwrites,node-name=$disk,file=$disk-file,log=$disk-log,log-sector-size=4096"
+	)
+	flushed_disks+=("driver=file,node-name=$disk,filename=$dir/$disk.flushed.img")
+done
 
 step "first boot"
-start_qemu first store \
-	-blockdev "driver=file,node-name=store-file,filename=$dir/store.img" \
-	-blockdev "driver=file,node-name=store-log,filename=$dir/store.log" \
-	-blockdev "driver=blklogwrites,node-name=store,file=store-file,log=store-log,log-sector-size=4096"
-phase first
-((failed == 0)) || finish
+start_qemu first "${logged_disks[@]}"
+phase first || finish
 
-step "power cut: the store's device loses what was not flushed"
-note "NVMe flushes that came to the master: $(flushes 1 first), to the store: $(flushes 2 first)"
-truncate -s "${store_mib}M" "$dir/flushed.img"
-read -r entries logged unflushed < <(python3 tests/qemu/flushed.py replay "$dir/store.log" "$dir/flushed.img")
-note "the store's log: $entries commands that wrote, $logged flushes, and $unflushed writes after the last, which are lost"
+step "power cut: both disks lose what was not flushed"
+for disk in master store; do
+	truncate -s "${mib[$disk]}M" "$dir/$disk.flushed.img"
+	read -r entries logged unflushed < <(python3 tests/qemu/flushed.py replay "$dir/$disk.log" "$dir/$disk.flushed.img")
+	note "$disk: $entries writes and flushes; of these $logged flushes, and $unflushed writes after the last, which are lost"
+done
 
 step "second boot"
-start_qemu second store -blockdev "driver=file,node-name=store,filename=$dir/flushed.img"
-phase second
+start_qemu second "${flushed_disks[@]}"
+phase second || true
 finish
