@@ -205,7 +205,7 @@ stop_writer() {
 	wait "$writer_pid"
 }
 
-# has_written N: N more files than FROM were acknowledged.
+# has_written N: as many files were acknowledged.
 acknowledged() { wc -l </run/acknowledged; }
 has_written() { (($(acknowledged) >= $1)); }
 writes_more() { wait_until 60 has_written $(($(acknowledged) + $1)); }
