@@ -243,6 +243,12 @@ psc_nvmf_subsystem_nqn(struct spdk_nvmf_subsystem *s)
 	return spdk_nvmf_subsystem_get_nqn(s);
 }
 
+const char *
+psc_nvmf_subsystem_model(struct spdk_nvmf_subsystem *s)
+{
+	return spdk_nvmf_subsystem_get_mn(s);
+}
+
 bool
 psc_nvmf_subsystem_any_host(struct spdk_nvmf_subsystem *s)
 {

@@ -380,6 +380,7 @@ const char *psc_nvmf_subsystem_next_ns(struct spdk_nvmf_subsystem *s, uint32_t *
 /* NVMe (not discovery) subsystems one after the other, first with NULL; NULL at the end. */
 struct spdk_nvmf_subsystem *psc_nvmf_subsystem_next(struct spdk_nvmf_subsystem *s);
 const char *psc_nvmf_subsystem_nqn(struct spdk_nvmf_subsystem *s);
+const char *psc_nvmf_subsystem_model(struct spdk_nvmf_subsystem *s);
 bool psc_nvmf_subsystem_any_host(struct spdk_nvmf_subsystem *s);
 /* The host and the listener number i, from 0; false at the end. Valid until the next change. */
 bool psc_nvmf_subsystem_host(struct spdk_nvmf_subsystem *s, uint32_t i, const char **nqn);

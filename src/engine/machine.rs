@@ -254,6 +254,11 @@ impl Engine {
         self.counters
     }
 
+    /// Why nothing is done with the store any more, if so: it is gone, or what it holds is not known.
+    pub fn store_gone(&self) -> Option<&str> {
+        self.store_gone.as_deref()
+    }
+
     /// Why staging is off although the policy is not, if so.
     pub fn staging_off(&self) -> Option<&str> {
         self.staging_off.as_deref()

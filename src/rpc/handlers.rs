@@ -294,7 +294,11 @@ fn volume_object(volume: &Volume) -> VolumeObject {
         uuid: known.record.borrow().uuid,
         base_bdev: options.base_bdev,
         store: options.store,
-        state: if gone { VolumeState::NoStore } else { VolumeState::Online },
+        state: if gone || engine.store_gone().is_some() {
+            VolumeState::NoStore
+        } else {
+            VolumeState::Online
+        },
         bytes: geometry.volume_lbas() * u64::from(geometry.lba_bytes()),
         block_size: geometry.lba_bytes(),
         chunk_size_kib: geometry.chunk_bytes() / 1024,
@@ -663,19 +667,22 @@ fn get_snapshots(p: &params::GetSnapshots) -> Result<Vec<Snapshot>, RpcError> {
     Ok(objects)
 }
 
-fn find_snapshot(volume: &str, name: &str) -> Result<(Rc<KnownVolume>, SnapshotRecord), RpcError> {
-    let (_, known) = world().known_volume(volume)?;
+fn find_snapshot(
+    volume: &str,
+    name: &str,
+) -> Result<(Rc<StoreHost>, Rc<KnownVolume>, SnapshotRecord), RpcError> {
+    let (store, known) = world().known_volume(volume)?;
     let record = known
         .chain
         .borrow()
         .by_name(name)
         .cloned()
         .map_err(|error| Failure::of_chain(volume, &error))?;
-    Ok((known, record))
+    Ok((store, known, record))
 }
 
 async fn export_snapshot(p: params::SnapshotExport) -> Result<Export, RpcError> {
-    let (known, record) = find_snapshot(&p.volume, &p.name)?;
+    let (store, known, record) = find_snapshot(&p.volume, &p.name)?;
     let hosts = match (p.hosts, p.allow_any_host) {
         (Some(hosts), false) => Some(hosts),
         (None, true) => None,
@@ -705,5 +712,5 @@ async fn export_snapshot(p: params::SnapshotExport) -> Result<Export, RpcError> 
         },
         hosts,
     };
-    Ok(export_object(export::create(&known, &record, request).await?))
+    Ok(export_object(export::create(&store, &known, &record, request).await?))
 }

@@ -102,8 +102,9 @@ const CLAIMED: ErrorCase = ErrorCase {
 };
 const STORE_GONE: ErrorCase = ErrorCase {
     errno: Errno::NoDev,
-    when: "the store's device is gone or failed",
-    remedy: "bring the device back and load the store again",
+    when: "the store's device is gone, or the store has failed",
+    remedy: "the message has the steps: bring the device back, load the store again, and create its \
+             volumes again",
 };
 const DEVICE_ERROR: ErrorCase = ErrorCase {
     errno: Errno::Io,
@@ -179,6 +180,10 @@ pub const METHODS: &[Method] = &[
                   store again changes nothing. With both parameters, the store on the bdev must \
                   have that name; by name alone, it must be loaded already. Never formats \
                   anything.\n\n\
+                  A store has `failed` when its device is there, but failed its catalog: what the \
+                  device holds is then not known for certain. Its volumes serve on as without a \
+                  store, and complete snapshots stay readable. When nothing uses it any more, this \
+                  method loads it anew.\n\n\
                   In a configuration that is loaded at start, the method may stand before the one \
                   that brings the bdev: the store is loaded when the bdev is there, and the answer \
                   is an empty list.",
@@ -190,6 +195,12 @@ pub const METHODS: &[Method] = &[
         errors: &[
             NO_BDEV,
             CLAIMED,
+            ErrorCase {
+                errno: Errno::Busy,
+                when: "the store has failed, and a volume or an export uses it",
+                remedy: "the message has the steps: end the exports and delete the volumes (data and \
+                         snapshots stay), load the store, create the volumes again",
+            },
             ErrorCase {
                 errno: Errno::NoEnt,
                 when: "the bdev holds no store, or one with another name",
@@ -279,7 +290,9 @@ pub const METHODS: &[Method] = &[
                   master must then be the same. Master and store must have the same block size.\n\n\
                   In a configuration that is loaded at start, the method may stand before those \
                   that bring master and store: the volume is created when both are there, as with \
-                  SPDK's other virtual bdevs.",
+                  SPDK's other virtual bdevs. Methods of the configuration that name the volume, \
+                  such as `nvmf_subsystem_add_ns`, do not wait for it: for those, put this \
+                  method behind the ones that bring master and store.",
         params: &[
             Param::text("name", Text::Name, "Name of the volume bdev.").required(),
             Param::text("base_bdev", Text::Bdev, "The master.").required(),
@@ -503,7 +516,8 @@ pub const METHODS: &[Method] = &[
                   that they are the same after a restart. A transport that is missing is created \
                   with SPDK's default options. Works from the cut on. Who may connect has to be \
                   said: `hosts` or `allow_any_host`. Repeating a request changes nothing; to change \
-                  an export, unexport it first.",
+                  an export, unexport it first. When the snapshot's bdev goes, because it failed or \
+                  its store was removed, the subsystem goes with it and hosts are disconnected.",
         params: &[
             VOLUME.required(),
             SNAPSHOT.required(),

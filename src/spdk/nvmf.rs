@@ -73,6 +73,8 @@ pub struct SubsystemSpec {
 pub struct Subsystem {
     /// Its name.
     pub nqn: String,
+    /// Its model number.
+    pub model: String,
     /// Who may connect.
     pub hosts: Hosts,
     /// Where it listens.
@@ -330,8 +332,12 @@ pub fn subsystems() -> Vec<Subsystem> {
             return found;
         }
         // SAFETY: a subsystem given just now, on the app thread; here and below.
-        let (nqn, any) = unsafe {
-            (text(sys::psc_nvmf_subsystem_nqn(raw)), sys::psc_nvmf_subsystem_any_host(raw))
+        let (nqn, model, any) = unsafe {
+            (
+                text(sys::psc_nvmf_subsystem_nqn(raw)),
+                text(sys::psc_nvmf_subsystem_model(raw)),
+                sys::psc_nvmf_subsystem_any_host(raw),
+            )
         };
         let mut hosts = Vec::new();
         let mut host = ptr::null();
@@ -353,7 +359,7 @@ pub fn subsystems() -> Vec<Subsystem> {
             });
         }
         let hosts = if any { Hosts::Any } else { Hosts::Only(hosts) };
-        found.push(Subsystem { nqn, hosts, listen });
+        found.push(Subsystem { nqn, model, hosts, listen });
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
 use crossbeam::channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 
 use super::{
-    catalog::Catalog,
+    catalog::{Catalog, LostMark},
     error::{Error, Result},
 };
 use crate::engine::records::{CatalogReply, CatalogRequest};
@@ -73,6 +73,7 @@ impl fmt::Debug for NotTaken {
 struct Shared {
     closed: AtomicBool,
     receiver: Receiver<Message>,
+    lost: LostMark,
 }
 
 impl Shared {
@@ -128,6 +129,11 @@ impl CatalogHandle {
         self.send(Message::Job(job)).map_err(|(_, error)| error)
     }
 
+    /// Why nothing will succeed any more until the store is loaded again, if so.
+    pub fn lost(&self) -> Option<&str> {
+        self.shared.lost.get().map(String::as_str)
+    }
+
     #[allow(
         clippy::result_large_err,
         reason = "it is the message itself, which has to come back without an allocation"
@@ -175,7 +181,8 @@ impl CatalogThread {
         spawn: impl FnOnce(Body) -> io::Result<JoinHandle<()>>,
     ) -> io::Result<Self> {
         let (sender, receiver) = bounded(QUEUE_REQUESTS_MAX);
-        let shared = Arc::new(Shared { closed: AtomicBool::new(false), receiver });
+        let lost = catalog.lost_mark();
+        let shared = Arc::new(Shared { closed: AtomicBool::new(false), receiver, lost });
         let (outcome_sender, outcome) = bounded(1);
         let served = Arc::clone(&shared);
         let body = Box::new(move || {
@@ -241,7 +248,7 @@ fn serve(mut catalog: Catalog, shared: &Shared) -> Result<()> {
         }
         let known = panicked.clone();
         let served = catch_unwind(AssertUnwindSafe(|| match known {
-            None => serve_one(&mut catalog, message),
+            None => serve_one(&mut catalog, message, &shared.lost),
             Some(message_of_panic) => {
                 refuse(message, Error::Panicked { message: message_of_panic });
                 Ok(())
@@ -250,6 +257,7 @@ fn serve(mut catalog: Catalog, shared: &Shared) -> Result<()> {
         // The inner panics were answered; the outer ones are those of a completion or a job.
         if let Err(message) = served.unwrap_or_else(|panic| Err(panic_message(&*panic))) {
             tracing::error!(%message, "panic on the catalog thread");
+            mark_panic(&shared.lost, &message);
             panicked.get_or_insert(message);
         }
     }
@@ -274,20 +282,29 @@ fn refuse(message: Message, error: Error) {
     }
 }
 
+fn mark_panic(lost: &LostMark, message: &str) {
+    // The first reason counts.
+    let _ = lost.set(format!("its catalog thread panicked ({message})"));
+}
+
 /// Serves one message; returns the message of a panic inside the catalog.
-fn serve_one(catalog: &mut Catalog, message: Message) -> Result<(), String> {
+fn serve_one(catalog: &mut Catalog, message: Message, lost: &LostMark) -> Result<(), String> {
     match message {
         Message::Request(request, completion) => {
             match catch_unwind(AssertUnwindSafe(|| catalog.execute(request))) {
                 Ok(result) => completion(result),
                 Err(panic) => {
                     let message = panic_message(&*panic);
+                    mark_panic(lost, &message);
                     completion(Err(Error::Panicked { message: message.clone() }));
                     return Err(message);
                 }
             }
         }
-        Message::Job(job) => job(Ok(catalog)),
+        Message::Job(job) => {
+            catalog.revive();
+            job(Ok(catalog));
+        }
         Message::Stop => {}
     }
     Ok(())
@@ -302,7 +319,8 @@ mod tests {
     #[test]
     fn a_message_behind_the_last_look_is_refused_by_its_submitter() {
         let (sender, receiver) = bounded(QUEUE_REQUESTS_MAX);
-        let shared = Arc::new(Shared { closed: AtomicBool::new(false), receiver });
+        let lost = LostMark::default();
+        let shared = Arc::new(Shared { closed: AtomicBool::new(false), receiver, lost });
         let handle = CatalogHandle { sender, shared: Arc::clone(&shared) };
         assert!(!shared.is_closed(), "the submitter looks");
         shared.closed.store(true, Ordering::SeqCst);

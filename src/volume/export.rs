@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::failure::{Failure, Sort};
-use super::store_host::KnownVolume;
+use super::store_host::{KnownVolume, StoreHost};
 use crate::engine::records::{SnapshotRecord, SnapshotState};
 use crate::spdk::error::Errno;
 use crate::spdk::executor;
@@ -19,6 +19,9 @@ const EVICT_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Pause between two tries.
 const EVICT_PAUSE: Duration = Duration::from_millis(1);
+
+/// Model number of the subsystems made here: it is saved and comes back with them.
+const MODEL: &str = "presnap snapshot";
 
 /// A snapshot's place in the NVMe-oF target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +88,7 @@ pub fn find(bdev: &str) -> Option<Exported> {
 /// # Errors
 /// See `presnap_snapshot_export` in docs/rpc.md.
 pub async fn create(
+    store: &StoreHost,
     known: &KnownVolume,
     record: &SnapshotRecord,
     request: ExportRequest,
@@ -98,6 +102,9 @@ pub async fn create(
         ));
     }
     if !known.hosts.borrow().contains_key(&record.seq) {
+        if let Some(Failure { sort, message }) = store.unusable() {
+            return Err(Failure::new(sort, format!("snapshot '{bdev}': {message}")));
+        }
         return Err(Failure::new(
             Sort::Busy,
             format!("snapshot '{bdev}' is not readable yet; wait until it is consistent"),
@@ -117,6 +124,10 @@ pub async fn create(
             ),
         ));
     }
+    if is_own(&request.nqn, 0) {
+        // Somebody took its namespace out.
+        nvmf::destroy(&request.nqn).await.map_err(|error| refused(&bdev, &request, error))?;
+    }
     if nvmf::exists(&request.nqn) {
         return Err(Failure::new(
             Sort::Exists,
@@ -127,7 +138,7 @@ pub async fn create(
     let spec = SubsystemSpec {
         nqn: request.nqn.clone(),
         serial: format!("PS{}", &record.uuid.simple().to_string()[..16]),
-        model: "presnap snapshot".to_owned(),
+        model: MODEL.to_owned(),
         max_namespaces: 1,
         hosts: match &request.hosts {
             None => Hosts::Any,
@@ -176,7 +187,14 @@ fn refused(bdev: &str, request: &ExportRequest, error: Errno) -> Failure {
     )
 }
 
-/// Takes a bdev that is about to be removed out of every subsystem.
+/// Whether the subsystem was made here and has this many namespaces.
+fn is_own(nqn: &str, namespaces: usize) -> bool {
+    let made_here = nvmf::subsystems().iter().any(|other| other.nqn == nqn && other.model == MODEL);
+    made_here && nvmf::namespaces(nqn).is_ok_and(|found| found.len() == namespaces)
+}
+
+/// Takes a bdev that is about to be removed out of every subsystem. One that was made here for nothing
+/// else goes with it.
 ///
 /// SPDK does that by itself, but tries only once: when the subsystem is just being changed, for the
 /// removal of another bdev from it, say, SPDK of 20.07 gives up and keeps the bdev open for ever.
@@ -184,7 +202,12 @@ pub async fn evict(bdev: &str) {
     let started = Instant::now();
     loop {
         let Some(exported) = find(bdev) else { return };
-        match nvmf::remove_ns(&exported.nqn, exported.nsid).await {
+        let left = if is_own(&exported.nqn, 1) {
+            nvmf::destroy(&exported.nqn).await
+        } else {
+            nvmf::remove_ns(&exported.nqn, exported.nsid).await
+        };
+        match left {
             Ok(()) => {}
             Err(error) if started.elapsed() > EVICT_TIME_MAX => {
                 tracing::error!(bdev, nqn = exported.nqn, %error, "bdev stays in its subsystem");

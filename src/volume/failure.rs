@@ -64,6 +64,11 @@ impl Failure {
         Self { sort, message: message.into() }
     }
 
+    /// The same as one of another sort.
+    pub fn of_sort(self, sort: Sort) -> Self {
+        Self { sort, ..self }
+    }
+
     /// What the store room said of store `name`.
     pub fn of_store(name: &str, error: &store::Error) -> Self {
         use store::ErrorKind as Kind;

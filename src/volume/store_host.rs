@@ -8,9 +8,11 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::copier::{BufferPool, SlotLayout};
+use super::export;
 use super::failure::{Failure, Sort};
 use super::snapshots::{self, SnapshotHost};
 use super::store_device::StoreDevice;
+use super::volume::Volume;
 use super::world::{World, world};
 use crate::engine::Chain;
 use crate::engine::records::{
@@ -135,8 +137,12 @@ pub struct StoreHost {
     pub slots: RefCell<SlotAllocator>,
     /// Buffers for copies.
     pub pool: BufferPool,
-    /// Why it cannot be used any more.
+    /// Why it cannot be used any more: its device is gone, or its catalog is lost.
     pub gone: RefCell<Option<String>>,
+    /// It is its device that is gone.
+    removed: Cell<bool>,
+    /// How full the catalog was when it could be asked last.
+    last_usage: Cell<Option<CatalogUsage>>,
     device: RefCell<Option<(Desc, IoChannel)>>,
     catalog: CatalogHandle,
     thread: RefCell<Option<CatalogThread>>,
@@ -209,6 +215,8 @@ impl StoreHost {
             slots: RefCell::new(loaded.allocator),
             pool: BufferPool::default(),
             gone: RefCell::new(None),
+            removed: Cell::new(false),
+            last_usage: Cell::new(None),
             device: RefCell::new(Some((desc, channel))),
             catalog: thread.handle(),
             thread: RefCell::new(Some(thread)),
@@ -314,11 +322,19 @@ impl StoreHost {
     /// # Errors
     /// The store is gone.
     pub fn device(&self) -> Result<(Desc, IoChannel), Failure> {
-        self.device.borrow().clone().ok_or_else(|| self.is_gone())
+        self.device.borrow().clone().ok_or_else(|| {
+            self.unusable().unwrap_or_else(|| {
+                let what = format!("store '{}' was unloaded; load it again", self.name);
+                Failure::new(Sort::NoDevice, what)
+            })
+        })
     }
 
     /// What its catalog said, for people.
     pub fn failure(&self, error: &store::Error) -> Failure {
+        if let Some(failure) = self.unusable() {
+            return failure;
+        }
         Failure::of_store(&format!("store '{}'", self.name), error)
     }
 
@@ -327,12 +343,64 @@ impl StoreHost {
         self.gone.borrow().is_some() || self.thread.borrow().is_none()
     }
 
-    fn is_gone(&self) -> Failure {
-        let reason = self.gone.borrow().clone().unwrap_or_else(|| "it was unloaded".to_owned());
-        Failure::new(
-            Sort::NoDevice,
-            format!("store '{}' is gone: {reason}; bring its device back and load it", self.name),
-        )
+    /// Its device is there, but its catalog is lost: only a load helps.
+    pub fn has_failed(&self) -> bool {
+        self.gone.borrow().is_some() && !self.removed.get()
+    }
+
+    /// Why nothing new can be made of it, if so, and the way back.
+    pub fn unusable(&self) -> Option<Failure> {
+        let reason = self.gone.borrow().clone()?;
+        let name = &self.name;
+        let volumes: Vec<String> =
+            self.attached().iter().map(|volume| format!("'{}'", volume.name())).collect();
+        let volumes = volumes.join(", ");
+        let message = if self.has_failed() {
+            let mut steps = Vec::new();
+            let exported = self.exported_snapshots();
+            if !exported.is_empty() {
+                steps.push(format!("presnap_snapshot_unexport for {}", exported.join(", ")));
+            }
+            if !volumes.is_empty() {
+                steps.push(format!("bdev_presnap_delete for {volumes} (data and snapshots stay)"));
+            }
+            steps.push(format!("presnap_store_load for bdev '{}'", self.bdev));
+            if !volumes.is_empty() {
+                steps.push(format!("bdev_presnap_create for {volumes}"));
+            }
+            format!(
+                "store '{name}' has failed: {reason}; when its device is well: {}",
+                steps.join(", then ")
+            )
+        } else if volumes.is_empty() {
+            format!("store '{name}' is gone: {reason}; bring its device back and load it")
+        } else {
+            format!(
+                "store '{name}' is gone: {reason}; bring its device back (presnap_store_load for its bdev, \
+                 where it is not loaded by itself), then bdev_presnap_delete and bdev_presnap_create for \
+                 {volumes}"
+            )
+        };
+        Some(Failure::new(Sort::NoDevice, message))
+    }
+
+    /// Its volumes that have a bdev.
+    fn attached(&self) -> Vec<Rc<Volume>> {
+        let world = world();
+        let volumes = world.volumes.borrow();
+        volumes.values().filter(|volume| volume.store.key == self.key).cloned().collect()
+    }
+
+    fn exported_snapshots(&self) -> Vec<String> {
+        let mut exported = Vec::new();
+        for known in self.all_known() {
+            for host in known.hosts.borrow().values() {
+                if export::find(&host.bdev).is_some() {
+                    exported.push(format!("'{}'", host.bdev));
+                }
+            }
+        }
+        exported
     }
 
     /// The volume with this number.
@@ -369,6 +437,12 @@ impl StoreHost {
     /// # Errors
     /// What the catalog says; nothing has changed then.
     pub async fn execute(&self, request: CatalogRequest) -> Result<CatalogReply, store::Error> {
+        let result = self.ask(request).await;
+        self.look_at(&result);
+        result
+    }
+
+    async fn ask(&self, request: CatalogRequest) -> Result<CatalogReply, store::Error> {
         let (sender, receiver) = oneshot();
         let mut next = (request, Box::new(move |result| sender.send(result)) as _);
         loop {
@@ -396,12 +470,41 @@ impl StoreHost {
     ) -> Result<T, store::Error> {
         let (sender, receiver) = oneshot();
         self.catalog.run(Box::new(move |catalog| sender.send(catalog.and_then(work))))?;
-        receiver.await.unwrap_or(Err(store::Error::Closed))
+        let result = receiver.await.unwrap_or(Err(store::Error::Closed));
+        self.look_at(&result);
+        result
     }
 
-    /// How full the catalog is.
+    /// If a request failed because the catalog is lost, so is the store, although its device is there:
+    /// volumes serve on without it, complete snapshots stay readable, and the next load decides.
+    fn look_at<T>(&self, result: &Result<T, store::Error>) {
+        let (Err(_), Some(reason)) = (result, self.catalog.lost()) else { return };
+        if self.is_closing() {
+            return;
+        }
+        *self.gone.borrow_mut() = Some(reason.to_owned());
+        tracing::error!(
+            store = self.name,
+            bdev = self.bdev,
+            reason,
+            "store failed; volumes serve on; see presnap_get_stores for the way back"
+        );
+        let (attached, reason) = (self.attached(), reason.to_owned());
+        // Later: whoever asked may be one of them.
+        executor::spawn(async move {
+            for volume in attached {
+                volume.store_gone(&reason);
+            }
+        })
+        .detach();
+    }
+
+    /// How full the catalog is, or was when it could be asked last.
     pub async fn usage(&self) -> Option<CatalogUsage> {
-        self.with_catalog(|catalog| catalog.usage()).await.ok()
+        if let Ok(usage) = self.with_catalog(|catalog| catalog.usage()).await {
+            self.last_usage.set(Some(usage));
+        }
+        self.last_usage.get()
     }
 
     /// Adds a volume to the catalog.
@@ -469,9 +572,10 @@ impl StoreHost {
 
     /// The device is gone: nothing of the store can be used, volumes serve on.
     async fn lose(&self, reason: &str) {
-        if self.gone.borrow_mut().replace(reason.to_owned()).is_some() {
+        if self.removed.replace(true) {
             return;
         }
+        let had_failed = self.gone.borrow_mut().replace(reason.to_owned()).is_some();
         tracing::error!(
             store = self.name,
             bdev = self.bdev,
@@ -479,15 +583,10 @@ impl StoreHost {
             "store lost; volumes serve on"
         );
         let world = world();
-        let attached: Vec<_> = world
-            .volumes
-            .borrow()
-            .values()
-            .filter(|volume| volume.store.key == self.key)
-            .cloned()
-            .collect();
-        for volume in attached {
-            volume.store_gone(reason);
+        if !had_failed {
+            for volume in self.attached() {
+                volume.store_gone(reason);
+            }
         }
         for known in self.all_known() {
             for host in known.hosts.borrow().values() {

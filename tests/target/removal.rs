@@ -146,8 +146,8 @@ fn a_master_that_goes_fails_the_snapshot_under_way() {
     assert_eq!((&snapshot["state"], &snapshot["reason"]), (&json!("failed"), &json!(why)));
     wait_for("its bdev goes", SOON, || bdev(&target, "v@a").is_none().then_some(()));
     assert!(reader.read(0, 8).is_err(), "no more namespace");
+    wait_for("its subsystem goes", SOON, || (!exists(&target, &export)).then_some(()));
     assert_eq!(slots(&target), before, "its slots are free");
-    // An export that lost its namespace does not keep the record.
     target.snapshot_delete("v", "a");
     target.stop();
 }
@@ -199,6 +199,152 @@ fn a_store_that_goes_leaves_the_volume_serving() {
     assert!(well);
     assert_eq!(target.snapshot("v", "b")["state"], "complete");
     check(&target.export("v", "b"), &held);
+    target.check_slots();
+    target.stop();
+}
+
+fn exists(target: &Process, subsystem: &Subsystem) -> bool {
+    let all = target.call("nvmf_get_subsystems", json!({}));
+    all.as_array().expect("a list").iter().any(|other| other["nqn"] == subsystem.nqn)
+}
+
+fn state_of(target: &Process, volume: &str) -> Value {
+    let volume = bdev(target, volume).expect("the volume stays");
+    volume["driver_specific"]["presnap"]["state"].clone()
+}
+
+/// Fails when the subsystem of an export stays behind, and when one goes that somebody else made.
+#[test]
+fn an_export_goes_with_its_store_and_can_be_made_again() {
+    let bench = Bench::new();
+    let target = bench.target("target", &[]);
+    let image = bench.file("s0.img", 256);
+    target.aio("m0", &bench.file("m0.img", 32), 512);
+    target.aio("s0", &image, 512);
+    target.store("st", "s0", 64);
+    let off = json!({"policy": "off"});
+    target.volume("v", "m0", "st", &off);
+    let served = target.serve_nvmf("v", 1);
+    connect(&served).write(0, &[0xee; 4096]).expect("written");
+    target.snapshot("v", "a");
+    target.snapshot("v", "b");
+    let port = bench.port();
+    let params = json!({"volume": "v", "name": "a", "trsvcid": port.to_string(),
+        "allow_any_host": true});
+    let export = || {
+        let export = target.try_call("presnap_snapshot_export", params.clone())?;
+        let nqn = export["nqn"].as_str().expect("an NQN").to_owned();
+        Ok::<_, presnap::rpc::RpcError>(Subsystem { nqn, ports: vec![port] })
+    };
+    let first = export().expect("exported");
+    let others = target.serve_nvmf("v@b", 1);
+    let config = target.save_config();
+    let mut reader = connect(&first);
+    assert_eq!(reader.read(0, 8).expect("read"), [0xee; 4096]);
+
+    target.call("bdev_aio_delete", json!({"name": "s0"}));
+    wait_for("the export goes", SOON, || (!exists(&target, &first)).then_some(()));
+    assert!(reader.read(0, 8).is_err(), "disconnected");
+    assert!(exists(&target, &others), "not presnap's");
+    let gone = || {
+        let error = export().unwrap_err();
+        assert_eq!(error.code, Errno::NoDev.code(), "{error}");
+        for words in ["'v@a'", "'st' is gone", "bdev_presnap_delete", "bdev_presnap_create"] {
+            assert!(error.message.contains(words), "{words}: {error}");
+        }
+    };
+    gone();
+    target.aio("s0", &image, 512);
+    target.call("presnap_store_load", json!({"bdev": "s0"}));
+    gone();
+    target.call("bdev_presnap_delete", json!({"name": "v"}));
+    target.volume("v", "m0", "st", &off);
+    let again = export().expect("exported again");
+    assert_eq!(again.nqn, first.nqn);
+    assert_eq!(connect(&again).read(0, 8).expect("read"), [0xee; 4096]);
+
+    // One that somebody took the namespace out of is no obstacle.
+    target.call("nvmf_subsystem_remove_ns", json!({"nqn": first.nqn, "nsid": 1}));
+    export().expect("exported once more");
+    target.stop();
+    let target = bench.target("again", &["-c", config.to_str().expect("text")]);
+    assert!(exists(&target, &others));
+    assert_eq!(connect(&first).read(0, 8).expect("read"), [0xee; 4096], "as it was saved");
+    target.stop();
+}
+
+/// A device that failed the catalog for good and is well again.
+///
+/// Fails when nobody looks at whether the catalog is lost, and when a failed store is not loaded anew.
+#[test]
+fn a_store_that_lost_its_catalog_says_so_and_how_to_go_on() {
+    let bench = Bench::new();
+    let target = bench.target("target", &[]);
+    target.aio("m0", &bench.file("m0.img", 32), 512);
+    target.aio("s0", &bench.file("s0.img", 256), 512);
+    target.call("bdev_error_create", json!({"base_name": "s0"}));
+    let inject = |io_type: &str, count: u32| {
+        let params = json!({"name": "EE_s0", "io_type": io_type, "error_type": "failure",
+            "num": count});
+        target.call("bdev_error_inject_error", params);
+    };
+    target.store("st", "EE_s0", 64);
+    let off = json!({"policy": "off"});
+    target.volume("v", "m0", "st", &off);
+    let served = target.serve_nvmf("v", 1);
+    connect(&served).write(0, &[0xee; 4096]).expect("written");
+    target.snapshot("v", "a");
+    let export = target.export("v", "a");
+    let store = || target.call("presnap_get_stores", json!({}))[0].clone();
+    let before = store();
+    assert_eq!(before["state"], "loaded", "{before}");
+    assert_eq!(state_of(&target, "v"), "online");
+    let load = Load::start(&served);
+
+    inject("all", 1_000_000);
+    let create = |name: &str| {
+        target.try_call("presnap_snapshot_create", json!({"volume": "v", "name": name}))
+    };
+    create("b").unwrap_err();
+    inject("all", 0);
+    let now = store();
+    assert_eq!(now["state"], "failed", "{now}");
+    assert!(now["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{now}");
+    assert_eq!(now["catalog"], before["catalog"], "what was known last");
+    assert_eq!(state_of(&target, "v"), "no_store");
+    let refused = |error: presnap::rpc::RpcError, errno: Errno, exported: bool, attached: bool| {
+        assert_eq!(error.code, errno.code(), "{error}");
+        let said = |words: &str| error.message.contains(words);
+        assert!(said("store 'st' has failed") && said("presnap_store_load"), "{error}");
+        assert_eq!(said("presnap_snapshot_unexport for 'v@a'"), exported, "{error}");
+        assert_eq!(said("bdev_presnap_delete for 'v'"), attached, "{error}");
+        assert_eq!(said("bdev_presnap_create for 'v'"), attached, "{error}");
+    };
+    refused(create("c").unwrap_err(), Errno::NoDev, true, true);
+    assert_eq!(connect(&export).read(0, 8).expect("read"), [0xee; 4096], "it is complete");
+    let reload = |params: Value| target.try_call("presnap_store_load", params);
+    refused(reload(json!({"bdev": "EE_s0"})).unwrap_err(), Errno::Busy, true, true);
+    refused(reload(json!({"name": "st"})).unwrap_err(), Errno::Busy, true, true);
+    let snapshot = json!({"volume": "v", "name": "a"});
+    target.call("presnap_snapshot_unexport", snapshot.clone());
+    let error = target.try_call("presnap_snapshot_delete", snapshot).unwrap_err();
+    refused(error, Errno::NoDev, false, true);
+    assert!(bdev(&target, "v@a").is_some(), "a refused deletion changes nothing");
+    let (held, well) = load.finish();
+    assert!(well, "the load did not notice");
+
+    target.call("bdev_presnap_delete", json!({"name": "v"}));
+    let params = json!({"name": "v", "base_bdev": "m0", "store": "st"});
+    let error = target.try_call("bdev_presnap_create", params).unwrap_err();
+    refused(error, Errno::NoDev, false, false);
+    let loaded = reload(json!({"name": "st"})).expect("loaded anew");
+    assert_eq!(loaded[0]["state"], "loaded");
+    target.volume("v", "m0", "st", &off);
+    assert_eq!(state_of(&target, "v"), "online");
+    assert_eq!((&store()["state"], &store()["reason"]), (&json!("loaded"), &Value::Null));
+    assert_eq!(create("d").expect("taken")["state"], "complete");
+    check(&target.export("v", "d"), &held);
+    assert_eq!(connect(&target.export("v", "a")).read(0, 8).expect("read"), [0xee; 4096]);
     target.check_slots();
     target.stop();
 }

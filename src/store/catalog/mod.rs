@@ -9,7 +9,10 @@ mod check;
 mod codec;
 mod requests;
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::{
+    ops::RangeInclusive,
+    sync::{Arc, OnceLock},
+};
 
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
@@ -86,6 +89,9 @@ pub struct CatalogUsage {
     pub transactions: u64,
 }
 
+/// Why a catalog serves nothing any more until its store is loaded again; empty while it does.
+pub type LostMark = Arc<OnceLock<String>>;
+
 /// The catalog of one store.
 #[derive(Debug)]
 pub struct Catalog {
@@ -96,6 +102,7 @@ pub struct Catalog {
     slot_bytes: u32,
     slot_count: u32,
     closed: bool,
+    lost: LostMark,
 }
 
 /// How one attempt at a transaction ended without success.
@@ -189,6 +196,7 @@ impl Catalog {
             slot_bytes: superblock.slot_bytes,
             slot_count: superblock.slot_count,
             closed: false,
+            lost: LostMark::default(),
         }
     }
 
@@ -295,7 +303,7 @@ impl Catalog {
                         // It may have happened or not, and whoever asked will act as if not. A later
                         // transaction must not find out otherwise: only a load may.
                         Err(_) => {
-                            self.lose();
+                            self.lose(&super::chain(&error));
                             error
                         }
                     }
@@ -530,10 +538,25 @@ impl Catalog {
     /// Lets go of the device without another write: for a catalog that panicked, whose memory may
     /// contradict itself. The next open repairs what is on the device.
     pub(super) fn abandon(mut self) {
-        self.lose();
+        self.lose("its catalog was given up");
     }
 
-    fn lose(&mut self) {
+    /// Set before the request is answered that the catalog was lost with.
+    pub(super) fn lost_mark(&self) -> LostMark {
+        LostMark::clone(&self.lost)
+    }
+
+    /// Tries to get the database back that an earlier failure took, as the next transaction would: for
+    /// what only reads.
+    pub(super) fn revive(&mut self) {
+        if self.database.is_none() && !self.closed {
+            self.reopen_quietly();
+        }
+    }
+
+    fn lose(&mut self, why: &str) {
+        // The first reason counts.
+        let _ = self.lost.set(why.to_owned());
         self.closed = true;
         self.region.cut_off();
         self.database = None;

@@ -245,6 +245,9 @@ async fn drop_record_now(
     seq: SnapshotSeq,
 ) -> Result<(), Failure> {
     let Some(record) = known.chain.borrow().get(seq).cloned() else { return Ok(()) };
+    if let Some(failure) = store.unusable() {
+        return Err(failure);
+    }
     let id = record.volume;
     let host = known.hosts.borrow_mut().remove(&seq);
     // That of a failed one is being removed already.

@@ -71,7 +71,11 @@ pub async fn load_store(
     let world = world();
     let Some(bdev) = bdev else {
         let name = name.ok_or_else(|| Failure::new(Sort::Invalid, "name a store or a bdev"))?;
-        return world.store(name).map(Some);
+        let store = world.store(name)?;
+        if !store.has_failed() {
+            return Ok(Some(store));
+        }
+        return load_store_on(&store.bdev, Some(name)).await.map(Some);
     };
     if world.started.get() {
         let store = load_store_on(bdev, name).await?;
@@ -96,6 +100,13 @@ pub async fn load_store(
 async fn load_store_on(bdev: &str, name: Option<&str>) -> Result<Rc<StoreHost>, Failure> {
     let world = world();
     let turn = world.turn(bdev).await;
+    if let Some(failed) = world.store_on(bdev).filter(|store| store.has_failed()) {
+        // A volume that is attached has gone on without it, and nothing has recorded what became dirty
+        // since: it has to be made again.
+        let refused = |failure: Failure| failed.unusable().unwrap_or(failure).of_sort(Sort::Busy);
+        check_unused(&failed).map_err(refused)?;
+        failed.close().await;
+    }
     let (store, opened) = match world.store_on(bdev) {
         Some(store) => (store, false),
         None => (StoreHost::open(bdev, Open::Load).await?, true),

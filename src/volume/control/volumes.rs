@@ -124,6 +124,9 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
     let store = world.store(&options.store)?;
     let _attaching =
         world.attaching(&options.name, &store).ok_or_else(|| name_taken(&options.name))?;
+    if let Some(failure) = store.unusable() {
+        return Err(failure);
+    }
     let (_, store_channel) = store.device()?;
     let info =
         bdev::find(&options.base_bdev).ok_or_else(|| Failure::no_bdev(&options.base_bdev))?;
@@ -159,6 +162,10 @@ async fn attach(options: VolumeOptions) -> Result<(), Failure> {
         open_volume(key, &store, &known, options.clone(), &master, master_channel, &store_channel);
     let result = match opened.await {
         Ok(volume) => publish(&volume, &known, &info).map(|()| {
+            let store_gone = store.gone.borrow().clone();
+            if let Some(reason) = store_gone {
+                volume.store_gone(&reason);
+            }
             if removed.get() {
                 volume.master_gone();
             }

@@ -548,16 +548,21 @@ pub fn dump_info(key: u64, w: &mut JsonWriter) {
 
 /// The failure for work that needs the store of a volume that lost it.
 pub fn no_store(volume: &Volume) -> Option<Failure> {
-    let gone = volume.store.gone.borrow();
-    gone.as_ref().map(|reason| {
-        Failure::new(
-            Sort::NoDevice,
-            format!(
-                "volume '{}' has lost its store '{}' ({reason}); bring the device back, delete the \
-                 volume and create it again",
-                volume.name(),
-                volume.store.name
-            ),
-        )
-    })
+    let (name, store) = (volume.name(), &volume.store);
+    if let Some(failure) = store.unusable() {
+        return Some(Failure {
+            message: format!("volume '{name}': {}", failure.message),
+            ..failure
+        });
+    }
+    // The store serves other volumes, but what it holds of this one is not known.
+    let reason = volume.with_engine(|engine| engine.store_gone().map(str::to_owned))?;
+    Some(Failure::new(
+        Sort::NoDevice,
+        format!(
+            "volume '{name}' has lost its store '{}' ({reason}: bdev_presnap_delete for its volumes, \
+             presnap_store_unload, presnap_store_load, bdev_presnap_create)",
+            store.name
+        ),
+    ))
 }
