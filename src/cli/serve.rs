@@ -103,6 +103,21 @@ fn cores(text: &str) -> Result<String, String> {
     })
 }
 
+/// The cores in what [`cores`] gives.
+#[cfg_attr(not(feature = "spdk"), allow(dead_code, reason = "only a target has cores"))]
+pub(super) fn cores_in(text: &str) -> Vec<u16> {
+    let Some(digits) = text.strip_prefix("0x") else {
+        let inner = text.trim_start_matches('[').trim_end_matches(']');
+        return core_list(inner).map(|CoreList(cores)| cores).unwrap_or_default();
+    };
+    let mut cores = Vec::new();
+    for (at, digit) in (0..).step_by(4).zip(digits.chars().rev()) {
+        let bits = digit.to_digit(16).unwrap_or_default();
+        cores.extend((0..4).filter(|bit| bits >> bit & 1 == 1).map(|bit| at + bit));
+    }
+    cores
+}
+
 /// SPDK would take other numbers and write past its ring.
 fn trace_entries(text: &str) -> Result<u32, String> {
     let entries = text.parse::<u32>().ok().filter(|count| *count == 0 || count.is_power_of_two());
@@ -149,5 +164,7 @@ mod tests {
         {
             assert!(cores(bad).is_err(), "{bad}");
         }
+        assert_eq!(cores_in("0x8013"), [0, 1, 4, 15]);
+        assert_eq!(cores_in("[0,2,3]"), [0, 2, 3]);
     }
 }

@@ -21,6 +21,8 @@ use crate::volume::store_host::CATALOG_CPUS;
 /// Why it could not start, or did not stop cleanly, in one line.
 pub fn run(options: &ServeOptions) -> Result<(), String> {
     start_log(options.log_level);
+    check_cores(&options.cores)?;
+    let config = options.config.as_deref().map(read_config).transpose()?.flatten();
     check_machine(options.memory_mib)?;
     if let Some(cores) = &options.catalog_cores {
         let cpus = cores.0.iter().map(|&cpu| u32::from(cpu)).collect();
@@ -30,7 +32,7 @@ pub fn run(options: &ServeOptions) -> Result<(), String> {
     if let Some(cores) = &options.predictor_cores {
         let _ = PREDICTOR_CPUS.set(cores.0.iter().map(|&cpu| u32::from(cpu)).collect());
     }
-    if let Some(config) = &options.config {
+    if let Some(config) = &config {
         let _ = hooks::CONFIGURED_MASTERS.set(masters(config));
     }
     handlers::register_all();
@@ -66,10 +68,54 @@ pub fn run(options: &ServeOptions) -> Result<(), String> {
     }
 }
 
-/// Masters of the volumes in a configuration. One that cannot be read has none: SPDK will say why.
-fn masters(config: &Path) -> Vec<String> {
-    let text = fs::read_to_string(config).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+/// A configuration, as JSON; `None` for a file that cannot be opened, of which is told later.
+///
+/// # Errors
+/// What it holds is no JSON: of that SPDK says a number, and neither file nor place.
+fn read_config(file: &Path) -> Result<Option<serde_json::Value>, String> {
+    let Ok(bytes) = fs::read(file) else { return Ok(None) };
+    let parsed = serde_json::from_slice(&without_comments(bytes));
+    parsed.map(Some).map_err(|error| {
+        format!(
+            "configuration '{}' is no JSON: {error}; correct it, or write it again with save_config",
+            file.display()
+        )
+    })
+}
+
+/// JSON with comments as SPDK takes them, `//` and `/* */`, with blanks in their place: all else stays
+/// where it is.
+fn without_comments(mut json: Vec<u8>) -> Vec<u8> {
+    let mut at = 0;
+    let mut in_string = false;
+    while at < json.len() {
+        match (json[at], json.get(at + 1)) {
+            (b'\\', _) if in_string => at += 1,
+            (b'"', _) => in_string = !in_string,
+            (b'/', Some(b'/' | b'*')) if !in_string => {
+                let rest = &json[at..];
+                let len = if rest[1] == b'/' {
+                    rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len())
+                } else {
+                    // One without an end stays, and is an error.
+                    rest.windows(2).skip(2).position(|pair| pair == b"*/").map_or(0, |end| end + 4)
+                };
+                for byte in &mut json[at..at + len] {
+                    if *byte != b'\n' {
+                        *byte = b' ';
+                    }
+                }
+                at += len;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    json
+}
+
+/// Masters of the volumes in a configuration.
+fn masters(config: &serde_json::Value) -> Vec<String> {
     let subsystems = config["subsystems"].as_array().into_iter().flatten();
     subsystems
         .filter_map(|subsystem| subsystem["config"].as_array())
@@ -77,6 +123,26 @@ fn masters(config: &Path) -> Vec<String> {
         .filter(|call| call["method"] == "bdev_presnap_create")
         .filter_map(|call| call["params"]["base_bdev"].as_str().map(str::to_owned))
         .collect()
+}
+
+/// Refuses cores that are not there, to which DPDK answers with a page about its own options.
+fn check_cores(cores: &str) -> Result<(), String> {
+    let folder = Path::new("/sys/devices/system/cpu");
+    let missing: Vec<String> = super::serve::cores_in(cores)
+        .iter()
+        .filter(|core| !folder.join(format!("cpu{core}/topology")).exists())
+        .map(u16::to_string)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let there = fs::read_to_string(folder.join("online")).unwrap_or_default();
+    Err(format!(
+        "--cores {cores} names cores that are not there: {}; this machine has {}, name some of \
+         those, such as --cores 0x1",
+        missing.join(", "),
+        there.trim()
+    ))
 }
 
 /// Refuses what SPDK would refuse in a page of messages none of which says what to do.
@@ -101,11 +167,11 @@ fn check_machine(memory_mib: Option<u32>) -> Result<(), String> {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or_default();
-    Err(format!(
-        "{wanted_mib} MiB of hugepages are needed and {free_mib} MiB are free; as root: echo {} > \
-         {count}, then start again",
-        now + more
-    ))
+    let lack = match memory_mib {
+        Some(_) => format!("{wanted_mib} MiB of hugepages are needed and {free_mib} MiB are free"),
+        None => format!("no hugepages are free; {pages_mib} MiB serve a few volumes well"),
+    };
+    Err(format!("{lack}; as root: echo {} > {count}, then start again", now + more))
 }
 
 /// What a target with a few volumes is well served with, in MiB.
@@ -139,4 +205,24 @@ fn start_log(level: LogLevel) {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_of_a_configuration_are_blanks() {
+        let json = br#"{ // "a
+ "b\"//": "/* no */", /* "c":
+ */ "d": 1 }"#;
+        let plain = without_comments(json.to_vec());
+        assert_eq!(plain.len(), json.len());
+        let value: serde_json::Value = serde_json::from_slice(&plain).expect("JSON");
+        assert_eq!(value, serde_json::json!({"b\"//": "/* no */", "d": 1}));
+        for bad in ["{} /* ", "{\"a\": \"", "/", "\"\\"] {
+            let plain = without_comments(bad.as_bytes().to_vec());
+            assert!(serde_json::from_slice::<serde_json::Value>(&plain).is_err(), "{bad}");
+        }
+    }
 }

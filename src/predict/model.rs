@@ -83,6 +83,14 @@ pub enum ModelError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// What a file holds does not serve.
+    #[error("model {path}: {error}; name one that presnap train wrote")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: Box<ModelError>,
+    },
     /// Not a model file at all.
     #[error("no presnap model: it starts with other bytes")]
     Foreign,
@@ -294,10 +302,12 @@ impl Model {
     pub fn load(path: &Path, features: usize, feature_set: u64) -> Result<Self, ModelError> {
         let io = |source| ModelError::Io { path: path.to_owned(), source };
         let length = std::fs::metadata(path).map_err(io)?.len();
-        if length > FILE_BYTES_MAX as u64 {
-            return Err(ModelError::Length { expected: FILE_BYTES_MAX, found: length as usize });
-        }
-        Self::from_bytes(&std::fs::read(path).map_err(io)?, features, feature_set)
+        let parsed = if length > FILE_BYTES_MAX as u64 {
+            Err(ModelError::Length { expected: FILE_BYTES_MAX, found: length as usize })
+        } else {
+            Self::from_bytes(&std::fs::read(path).map_err(io)?, features, feature_set)
+        };
+        parsed.map_err(|error| ModelError::File { path: path.to_owned(), error: Box::new(error) })
     }
 
     /// Writes a file, in place of the one that may be there: a reader sees the old or the new one.
@@ -366,6 +376,9 @@ mod tests {
         let missing = dir.path().join("b");
         let error = Model::load(&missing, SHAPE.features, SET).unwrap_err();
         assert!(error.to_string().contains("b: "), "{error}");
+        std::fs::write(&missing, "no model").unwrap();
+        let error = Model::load(&missing, SHAPE.features, SET).unwrap_err().to_string();
+        assert!(error.contains(missing.to_str().unwrap()) && error.contains("no presnap"), "{error}");
     }
 
     #[test]

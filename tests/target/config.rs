@@ -313,3 +313,34 @@ fn the_example_with_local_devices_says_which_it_lacks() {
         "{said}"
     );
 }
+
+/// What `presnap serve` says instead of starting.
+fn refused(options: &[&str]) -> String {
+    let mut serve = std::process::Command::new(env!("CARGO_BIN_EXE_presnap"));
+    let output = serve.args(["serve", "--no-pci", "-s", "64"]).args(options).output();
+    let output = output.expect("started");
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said.trim_end().lines().count(), 1, "one line: {said}");
+    said
+}
+
+#[test]
+fn a_configuration_that_is_cut_off_is_named_with_the_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("cut.json");
+    std::fs::write(&path, "{ // SPDK takes comments\n \"subsystems\": [").expect("written");
+    let path = path.to_str().expect("text");
+    let said = refused(&["-c", path]);
+    for words in [path, "line 2 column 16", "save_config"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
+fn cores_that_are_not_there_are_named() {
+    let said = refused(&["--cores", "0,1022-1023"]);
+    for words in ["1022, 1023;", "this machine has 0", "--cores"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
