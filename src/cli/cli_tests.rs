@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Console, execute};
-use crate::rpc::objects::{Progress, Snapshot, SnapshotState, Volume};
+use crate::rpc::objects::{Progress, Scrub, ScrubState, Snapshot, SnapshotState, Volume};
 use crate::rpc::schema::Reply;
 use crate::rpc::{Errno, METHODS, decode};
 
@@ -343,6 +343,24 @@ fn progress_is_not_shown_elsewhere() {
         assert_eq!((status, err.as_str()), (0, ""), "{options}");
     }
     assert!(target.calls().iter().all(|(method, _)| method == "presnap_snapshot_create"));
+}
+
+/// Who runs a scrub from a script learns of damage by the exit status.
+#[test]
+fn a_scrub_that_ends_badly_has_a_bad_status() {
+    for (state, damaged, words) in [
+        (ScrubState::Done, 0, ""),
+        (ScrubState::Running, 1, ""),
+        (ScrubState::Done, 2, "error: 2 slots are damaged"),
+        (ScrubState::Failed, 0, "error: the scrub failed: no device"),
+    ] {
+        let reason = (state == ScrubState::Failed).then(|| "no device".to_owned());
+        let scrub = Scrub { state, reason, damaged, ..Scrub::example() };
+        let target = Target::new(Box::new(move |_, _| Ok(serde_json::to_value(&scrub).unwrap())));
+        let (status, out, err) = target.run("presnap store scrub store0 --wait");
+        assert_eq!((status == 0, err.is_empty()), (words.is_empty(), words.is_empty()), "{err}");
+        assert!(err.starts_with(words) && out.contains("damaged now"), "{out} {err}");
+    }
 }
 
 #[test]

@@ -35,6 +35,7 @@ use serde_json::{Value, json};
 use crate::rpc::objects::Volume;
 use crate::rpc::schema::Method;
 use crate::rpc::{self, Client, ClientError, RpcError};
+use progress::Question;
 use tree::{Action, Request};
 
 /// How long an answer is waited for, unless the user says otherwise or it may take long.
@@ -219,16 +220,13 @@ fn call(
     rpc::decode(method.name, params).map_err(|RpcError { message, .. }| Failure::usage(message))?;
     let timeout = request.timeout.or((!method.slow).then_some(ANSWER_TIMEOUT));
     let mut client = Client::connect(&request.socket)?;
-    let shows_progress = method.name == "presnap_snapshot_create"
-        && params["wait"] != "consistent"
-        && console.err_is_terminal
-        && !request.json;
-    let answer = if shows_progress {
-        progress::during(&request.socket, params, console.err, || {
+    let shows_progress = console.err_is_terminal && !request.json;
+    let question = Question::about(method.name, params).filter(|_| shows_progress);
+    let answer = match question {
+        Some(question) => progress::during(&request.socket, &question, console.err, || {
             client.call(method.name, Some(params), timeout)
-        })
-    } else {
-        client.call(method.name, Some(params), timeout)
+        }),
+        None => client.call(method.name, Some(params), timeout),
     };
     let value = answer.map_err(|error| match error {
         ClientError::Refused(error) if error.code == rpc::METHOD_NOT_FOUND_CODE => {
@@ -246,14 +244,24 @@ fn call(
     } else {
         render::result(method, &value).map_err(|error| strange(&request.socket, &error))?
     };
-    if method.name == "presnap_snapshot_create" && value["state"] == "failed" {
-        let reason = value["reason"].as_str().unwrap_or("no reason given");
-        return Err(Failure {
-            text: Some(text),
-            ..Failure::refused(format!("the snapshot failed: {}", render::clean(reason)))
-        });
+    match bad_end(method, &value) {
+        Some(words) => Err(Failure { text: Some(text), ..Failure::refused(render::clean(&words)) }),
+        None => Ok(text),
     }
-    Ok(text)
+}
+
+/// What is wrong with a result that is none of an error.
+fn bad_end(method: &Method, value: &Value) -> Option<String> {
+    let failed = value["state"] == "failed";
+    let reason = value["reason"].as_str().unwrap_or("no reason given");
+    match (method.name, value["damaged"].as_u64()) {
+        ("presnap_snapshot_create", _) if failed => Some(format!("the snapshot failed: {reason}")),
+        ("presnap_store_scrub", _) if failed => Some(format!("the scrub failed: {reason}")),
+        ("presnap_store_scrub", Some(damaged @ 1..)) if value["state"] == "done" => {
+            Some(format!("{damaged} slots are damaged: see \"Damaged slots\" in docs/operating.md"))
+        }
+        _ => None,
+    }
 }
 
 /// The result is not what this version of the table says.

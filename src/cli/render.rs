@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::rpc::METHODS;
 use crate::rpc::objects::{
-    ChunkPage, Export, Latency, PaceStats, Policy, PredictorStats, Snapshot, SnapshotState, Stats,
-    Store, StoreState, Volume, VolumeState, VolumeStats,
+    ChunkPage, Export, Latency, PaceStats, Policy, PredictorStats, Scrub, ScrubState, Snapshot,
+    SnapshotState, Stats, Store, StoreState, Volume, VolumeState, VolumeStats,
 };
 use crate::rpc::schema::{Method, Reply};
 
@@ -29,6 +29,7 @@ pub fn result(method: &Method, value: &Value) -> Result<String, serde_json::Erro
         Reply::BdevName => clean(&typed::<String>(value)?) + "\n",
         Reply::Store => stores(&[typed(value)?]),
         Reply::Stores => stores(&typed::<Vec<_>>(value)?),
+        Reply::Scrub => scrub(&typed(value)?),
         Reply::Snapshot => snapshot(&typed(value)?),
         Reply::Snapshots => snapshots(&typed::<Vec<_>>(value)?),
         Reply::Export => export(&typed(value)?),
@@ -108,9 +109,9 @@ pub fn measures(lines: &[crate::predict::evaluate::Line]) -> String {
 fn stores(stores: &[Store]) -> String {
     let headings = [
         "STORE", "BDEV", "STATE", "SLOT", "SLOTS", "FREE", "RESERVED", "STAGED", "COPYING",
-        "OWNED", "CATALOG", "VOLUMES",
+        "OWNED", "DAMAGED", "CATALOG", "VOLUMES",
     ];
-    let mut table = table(&headings, &[3, 4, 5, 6, 7, 8, 9, 10]);
+    let mut table = table(&headings, &[3, 4, 5, 6, 7, 8, 9, 10, 11]);
     for store in stores {
         let state = match store.state {
             StoreState::Loaded => "loaded",
@@ -136,11 +137,79 @@ fn stores(stores: &[Store]) -> String {
             slots.staged.to_string(),
             slots.copying.to_string(),
             slots.owned.to_string(),
+            store.damaged_slots.to_string(),
             used,
             volumes.join(", "),
         ]);
     }
     text(&table)
+}
+
+/// State and progress of a scrub.
+pub(super) fn scrub_words(scrub: &Scrub) -> String {
+    match scrub.state {
+        ScrubState::None => "never run since the store was loaded".into(),
+        ScrubState::Running => {
+            let percent = scrub.progress.as_ref().map_or(0, |progress| progress.percent);
+            let left = scrub.progress.as_ref().and_then(|progress| progress.left_ms);
+            let left = left.map_or(String::new(), |ms| format!(", {} left", duration_ms(ms)));
+            format!("running: {percent}% of {} slots{left}", scrub.slots)
+        }
+        ScrubState::Done => format!("done: {} slots", scrub.slots),
+        ScrubState::Stopped => with_reason("stopped", scrub.reason.as_deref()),
+        ScrubState::Failed => with_reason("failed", scrub.reason.as_deref()),
+    }
+}
+
+fn scrub(scrub: &Scrub) -> String {
+    let limit = match scrub.mbytes_per_sec {
+        0 => "no limit".to_owned(),
+        limit => format!("at most {limit} MiB/s"),
+    };
+    let mut out = pairs(&[
+        ("store", clean(&scrub.store)),
+        ("scrub", scrub_words(scrub)),
+        ("started", scrub.started_at.as_deref().map_or("never".into(), clean)),
+        ("read", format!("{} in {}, {limit}", bytes(scrub.bytes_read), duration_ms(scrub.took_ms))),
+        (
+            "found",
+            format!(
+                "{} damaged, {} repaired, {} staged copies dropped",
+                scrub.found, scrub.repaired, scrub.staged_dropped
+            ),
+        ),
+        ("damaged now", format!("{} slots", scrub.damaged)),
+    ]);
+    if !scrub.damaged_slots.is_empty() {
+        out += "\n";
+        out += &damaged_slots(scrub);
+    }
+    out
+}
+
+fn damaged_slots(scrub: &Scrub) -> String {
+    let headings =
+        ["SLOT", "VOLUME", "SNAPSHOTS", "CHUNK", "OFFSET", "SIZE", "LBA", "BLOCKS", "FOUND"];
+    let mut table = table(&headings, &[0, 3, 4, 5, 6, 7]);
+    for damaged in &scrub.damaged_slots {
+        table.add_row([
+            damaged.slot.to_string(),
+            clean(&damaged.volume),
+            clean(&damaged.snapshots.join(", ")),
+            damaged.chunk_id.to_string(),
+            damaged.offset.to_string(),
+            bytes(damaged.bytes),
+            damaged.lba.to_string(),
+            damaged.blocks.to_string(),
+            clean(&damaged.found_at),
+        ]);
+    }
+    let shown = scrub.damaged_slots.len() as u64;
+    let more = match scrub.damaged.saturating_sub(shown) {
+        0 => String::new(),
+        more => format!("and {more} more\n"),
+    };
+    text(&table) + &more
 }
 
 /// A table of volumes.

@@ -38,6 +38,24 @@ fn a_newer_target_s_fields_are_passed_over() {
 }
 
 #[test]
+fn a_scrub_names_what_is_damaged() {
+    let text = rendered("presnap_store_scrub", &Reply::Scrub.example());
+    assert!(text.contains("running: 50% of 20480 slots, 40 s left"), "{text}");
+    assert!(text.contains("2.5 GiB in 40 s, at most 64 MiB/s"), "{text}");
+    let last: Vec<_> = text.lines().last().expect("lines").split_whitespace().collect();
+    let fields = ["4096", "vol0", "monday", "16", "4194304", "256", "KiB", "8192", "512"];
+    assert_eq!(last[..fields.len()], fields, "{text}");
+    let mut scrub = Scrub::example();
+    scrub.damaged = 3;
+    assert!(super::scrub(&scrub).ends_with("and 2 more\n"));
+    scrub.damaged_slots.clear();
+    scrub.state = ScrubState::Failed;
+    scrub.reason = Some("no device".into());
+    let text = super::scrub(&scrub);
+    assert!(text.contains("failed: no device") && !text.contains("SNAPSHOTS"), "{text}");
+}
+
+#[test]
 fn stores_are_a_table() {
     let text = rendered("presnap_get_stores", &Reply::Stores.example());
     let lines: Vec<_> =
@@ -47,7 +65,7 @@ fn stores_are_a_table() {
         lines[1],
         [
             "store0", "Nvme1n1", "loaded", "256", "KiB", "262010", "241020", "500", "3072", "10",
-            "17408", "3.9%", "vol0"
+            "17408", "1", "3.9%", "vol0"
         ]
     );
     let mut store = Store::example();

@@ -16,6 +16,13 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
 }
 
+/// CRC-32C of a message that begins with one of CRC-32C `crc` and goes on with `bytes`; 0 is that of
+/// none.
+#[inline]
+pub fn append(crc: u32, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc, bytes)
+}
+
 /// `a * b` modulo the polynomial; bit 31 is the coefficient of x^0.
 fn multiply(a: u32, mut b: u32) -> u32 {
     let mut product = 0;
@@ -195,6 +202,7 @@ mod tests {
         ) {
             let both: Vec<u8> = a.iter().chain(&b).copied().collect();
             prop_assert_eq!(combine(crc32c(&a), crc32c(&b), b.len() as u64), crc32c(&both));
+            prop_assert_eq!(append(append(0, &a), &b), crc32c(&both));
         }
     }
 }

@@ -97,8 +97,16 @@ pub enum Event {
     },
     /// The snapshot under way is to be given up.
     Abort(String),
-    /// A snapshot was deleted and these chunks are dirty again.
+    /// A snapshot was deleted, or what it holds is damaged: these chunks are dirty again.
     Dirtied(Vec<ChunkIndex>),
+    /// A staged copy does not hold any more what was copied. If it is still there, it is dropped, and
+    /// the chunk copied again when the policy says so.
+    StagedDamaged {
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// Where the copy is.
+        slot: SlotIndex,
+    },
     /// The store can't be used any more; staging and snapshots are over, the volume serves on.
     StoreGone(String),
     /// What a predictor thinks of chunks now, for [`super::PolicyKind::Scored`]: the probability

@@ -289,6 +289,11 @@ impl Engine {
         })
     }
 
+    /// All that is known of the staged copy of one chunk, unless it is being refreshed.
+    pub fn staged_copy(&self, chunk: ChunkIndex) -> Option<&Staged> {
+        self.staged.get(&chunk)
+    }
+
     /// When a write to `chunk` was last reported, if the policy still follows it.
     pub fn last_write(&self, chunk: ChunkIndex) -> Option<Micros> {
         self.policy.last_write(chunk)
@@ -297,6 +302,11 @@ impl Engine {
     /// The record of the snapshot under way, as far as it is.
     pub fn progress(&self) -> Option<&SnapshotRecord> {
         self.snapshot.as_ref().map(|snapshot| &snapshot.record)
+    }
+
+    /// Whether a snapshot is under way, or waits for the one before to be cleared away.
+    pub fn has_snapshot(&self) -> bool {
+        self.snapshot.is_some() || self.deferred.is_some()
     }
 
     /// Whether there is anything to do soon: the driver then ticks as often as it can.
@@ -363,6 +373,7 @@ impl Engine {
             Event::Parked { chunk, since } => self.parked(now, chunk, since, slots),
             Event::Abort(reason) => self.fail(reason.into()),
             Event::Dirtied(chunks) => self.dirtied(now, &chunks, slots),
+            Event::StagedDamaged { chunk, slot } => self.staged_damaged(now, chunk, slot, slots),
             Event::StoreGone(reason) => self.store_is_gone(&reason, slots),
             Event::Scores(scores) => {
                 let staged = &self.staged;
@@ -444,6 +455,22 @@ impl Engine {
             }
         }
         self.schedule_sweep(now);
+    }
+
+    fn staged_damaged(
+        &mut self,
+        now: Micros,
+        chunk: ChunkIndex,
+        slot: SlotIndex,
+        slots: &mut dyn SlotSpace,
+    ) {
+        // A stop saves what is staged; a scrub finds it there.
+        let stops = self.stop != StopPhase::No;
+        let is_there = |staged: &Staged| staged.content == Content::Slot(slot);
+        if !stops && self.staged.get(&chunk).is_some_and(is_there) {
+            self.drop_staged(chunk, slots);
+            self.policy.observe(chunk, now);
+        }
     }
 
     pub(super) fn drop_staged(&mut self, chunk: ChunkIndex, slots: &mut dyn SlotSpace) {

@@ -658,6 +658,38 @@ fn a_deleted_snapshot_takes_its_comparisons_along() {
     assert!(bench.engine.staging_off().is_none(), "nothing went wrong");
 }
 
+/// I4: fails when the copy stays, and is adopted.
+#[test]
+fn a_damaged_copy_is_dropped_and_made_again() {
+    let mut bench = Bench::new(4, 8);
+    bench.write(range(0, 0, 1));
+    let CopyJob { chunk, slot, .. } = bench.stage(0);
+    bench.apply(Event::StagedDamaged { chunk, slot: SlotIndex(slot.0 + 1) });
+    assert_eq!(bench.slots.free(), 7, "the copy is in another slot");
+    bench.apply(Event::StagedDamaged { chunk, slot });
+    assert_eq!(bench.slots.free(), 8);
+    assert!(bench.gate.is_dirty(chunk));
+    // The policy brings it up once more.
+    let job = the_copy(&bench.tick_after(1_000));
+    bench.copy_done(&job, written());
+    bench.apply(Event::StagedDamaged { chunk, slot: job.slot });
+    let effects = bench.cut(1);
+    assert_eq!(the_copy(&effects).chunk, chunk, "not adopted, but copied");
+}
+
+/// What a clean stop is saving stays what it is: the slot would have two owners.
+#[test]
+fn a_copy_that_is_being_saved_is_not_dropped() {
+    let mut bench = Bench::new(4, 8);
+    bench.write(range(0, 0, 1));
+    let CopyJob { chunk, slot, .. } = bench.stage(0);
+    bench.apply(Event::Stop);
+    bench.apply(Event::FlushDone(Ok(())));
+    bench.apply(Event::StagedDamaged { chunk, slot });
+    assert_eq!(bench.slots.free(), 7);
+    bench.catalog_done(CatalogStep::Close);
+}
+
 #[test]
 fn staging_stops_after_errors_in_a_row_until_the_policy_is_set_again() {
     let mut bench = Bench::new(16, 16);

@@ -247,6 +247,7 @@ fn reply_text(reply: Reply) -> &'static str {
         Reply::BdevName => "string",
         Reply::Store => "[Store](#store)",
         Reply::Stores => "list of [Store](#store)",
+        Reply::Scrub => "[Scrub](#scrub)",
         Reply::Snapshot => "[Snapshot](#snapshot)",
         Reply::Snapshots => "list of [Snapshot](#snapshot)",
         Reply::Export => "[Export](#export)",

@@ -6,10 +6,11 @@ use uuid::Uuid;
 
 use super::objects::{
     Address, BlockMapHex, ByteCounts, CalibrationBin, CalibrationStats, CatalogUse, Chunk,
-    ChunkCounts, ChunkPage, CommandCounts, Consistency, CopyStats, Export, Latency, ModelStats,
-    PModify, PaceStats, ParkedStats, Policy, PredictorStats, RecordStats, SlotCounts, Snapshot,
-    SnapshotState, SnapshotStats, SnapshotTimes, StagingStats, Stats, Store, StoreState,
-    StoreVolume, ThresholdChange, Volume, VolumeChunks, VolumeState, VolumeStats, rfc3339,
+    ChunkCounts, ChunkPage, CommandCounts, Consistency, CopyStats, DamagedSlot, Export, Latency,
+    ModelStats, PModify, PaceStats, ParkedStats, Policy, PredictorStats, Progress, RecordStats,
+    Scrub, ScrubState, SlotCounts, Snapshot, SnapshotState, SnapshotStats, SnapshotTimes,
+    StagingStats, Stats, Store, StoreState, StoreVolume, ThresholdChange, Volume, VolumeChunks,
+    VolumeState, VolumeStats, rfc3339,
 };
 use super::params::PolicyName;
 use super::schema::Reply;
@@ -54,6 +55,40 @@ impl Store {
             }],
             state: StoreState::Loaded,
             reason: None,
+            damaged_slots: 1,
+            scrub: ScrubState::Running,
+        }
+    }
+}
+
+impl Scrub {
+    /// An example for the documentation.
+    pub fn example() -> Self {
+        Self {
+            store: "store0".into(),
+            state: ScrubState::Running,
+            reason: None,
+            mbytes_per_sec: 64,
+            started_at: Some(rfc3339(1_767_229_200_000)),
+            took_ms: 40_000,
+            slots: 20_480,
+            bytes_read: 2_684_354_560,
+            progress: Some(Progress { percent: 50, left_ms: Some(40_000) }),
+            found: 1,
+            repaired: 0,
+            staged_dropped: 0,
+            damaged: 1,
+            damaged_slots: vec![DamagedSlot {
+                slot: 4_096,
+                volume: "vol0".into(),
+                snapshots: vec!["monday".into()],
+                chunk_id: 16,
+                lba: 8_192,
+                blocks: 512,
+                offset: 4_194_304,
+                bytes: 262_144,
+                found_at: rfc3339(1_767_229_225_500),
+            }],
         }
     }
 }
@@ -290,6 +325,7 @@ impl Reply {
             Self::BdevName => json("vol0"),
             Self::Store => json(Store::example()),
             Self::Stores => json([Store::example()]),
+            Self::Scrub => json(Scrub::example()),
             Self::Snapshot => json(Snapshot::example()),
             Self::Snapshots => json([Snapshot::example()]),
             Self::Export => json(Export::example()),
@@ -320,6 +356,7 @@ mod tests {
         roundtrip::<String>(Reply::BdevName);
         roundtrip::<Store>(Reply::Store);
         roundtrip::<Vec<Store>>(Reply::Stores);
+        roundtrip::<Scrub>(Reply::Scrub);
         roundtrip::<Snapshot>(Reply::Snapshot);
         roundtrip::<Vec<Snapshot>>(Reply::Snapshots);
         roundtrip::<Export>(Reply::Export);

@@ -8,12 +8,13 @@ use serde_json::Value;
 
 use super::objects::{
     Address, BlockMapHex, ByteCounts, CalibrationBin, CalibrationStats, CatalogUse, Chunk,
-    ChunkPage, CommandCounts, CopyStats, Export, Latency, ModelStats, PModify, PaceStats,
-    ParkedStats, Policy, PredictorStats, RecordStats, SlotCounts, Snapshot, SnapshotStats,
-    StagingStats, Stats, Store, StoreState, StoreVolume, ThresholdChange, Volume as VolumeObject,
-    VolumeChunks, VolumeState, VolumeStats, rfc3339,
+    ChunkPage, CommandCounts, CopyStats, DamagedSlot, Export, Latency, ModelStats, PModify,
+    PaceStats, ParkedStats, Policy, PredictorStats, Progress, RecordStats, Scrub as ScrubObject,
+    ScrubState, SlotCounts, Snapshot, SnapshotStats, StagingStats, Stats, Store, StoreState,
+    StoreVolume, ThresholdChange, Volume as VolumeObject, VolumeChunks, VolumeState, VolumeStats,
+    rfc3339,
 };
-use super::params::{self, PolicyName, Share, Wait};
+use super::params::{self, PolicyName, ScrubAction, Share, Wait};
 use super::{Errno, METHODS, Params, RpcError, decode, default_nqn};
 use crate::engine::controller::Change;
 use crate::engine::events::Micros;
@@ -23,11 +24,13 @@ use crate::gate::ChunkIndex;
 use crate::predict::{ModelState, WINDOWS, WINDOWS_US, calibration, model};
 use crate::spdk;
 use crate::spdk::nvmf;
+use crate::store::DamagedSlot as FoundDamaged;
 use crate::volume::access::CommandKind;
 use crate::volume::control;
 use crate::volume::export::{self, ExportRequest, Exported};
 use crate::volume::failure::{Failure, Sort};
 use crate::volume::scoring::Health;
+use crate::volume::scrub::{self, End, Scrub};
 use crate::volume::snapshots::bdev_name;
 use crate::volume::stats::unix_ms;
 use crate::volume::store_host::{self, KnownVolume, StoreHost};
@@ -112,6 +115,7 @@ async fn serve(method: &str, params: &Value) -> Result<Value, RpcError> {
             reply(&[object])
         }
         Params::GetStores(p) => reply(&get_stores(&p).await?),
+        Params::StoreScrub(p) => reply(&scrub_store(&p).await?),
         Params::VolumeCreate(p) => {
             let name = p.name.clone();
             control::create_volume(options(&p)).await?;
@@ -198,7 +202,85 @@ async fn store_object(store: &StoreHost, state: StoreState) -> Store {
         volumes,
         state,
         reason: store.gone.borrow().clone(),
+        damaged_slots: scrub::damaged_slots(store).len() as u64,
+        scrub: scrub_end(store.scrub.borrow().as_deref()).0,
     }
+}
+
+/// Slots named in one answer at most.
+const DAMAGED_SLOTS_MAX: usize = 1000;
+
+async fn scrub_store(p: &params::StoreScrub) -> Result<ScrubObject, RpcError> {
+    let store = store_host::find(&world(), p.name.as_deref(), p.bdev.as_deref())?;
+    match p.action {
+        ScrubAction::Start => drop(scrub::start(&store, p.mbytes_per_sec)?),
+        ScrubAction::Stop => scrub::end(&store, "as asked for").await,
+        ScrubAction::Status => {}
+    }
+    let last = store.scrub.borrow().clone();
+    if let Some(scrub) = last.filter(|_| p.wait) {
+        scrub.ended().await;
+    }
+    Ok(scrub_object(&store))
+}
+
+fn scrub_end(scrub: Option<&Scrub>) -> (ScrubState, Option<String>) {
+    match scrub.map(Scrub::end) {
+        None => (ScrubState::None, None),
+        Some(None) => (ScrubState::Running, None),
+        Some(Some(End::Done)) => (ScrubState::Done, None),
+        Some(Some(End::Stopped(reason))) => (ScrubState::Stopped, Some(reason)),
+        Some(Some(End::Failed(reason))) => (ScrubState::Failed, Some(reason)),
+    }
+}
+
+fn scrub_object(store: &StoreHost) -> ScrubObject {
+    let last = store.scrub.borrow();
+    let scrub = last.as_deref();
+    let (state, reason) = scrub_end(scrub);
+    let counts = scrub.map(Scrub::counts).unwrap_or_default();
+    let progress = scrub.map(|scrub| scrub.progress(store));
+    let damaged = scrub::damaged_slots(store);
+    ScrubObject {
+        store: store.name.clone(),
+        state,
+        reason,
+        mbytes_per_sec: scrub.map_or(0, |scrub| scrub.mbytes_per_sec),
+        started_at: scrub.map(|scrub| rfc3339(scrub.started_at_unix_ms)),
+        took_ms: scrub.map_or(0, Scrub::took_ms),
+        slots: progress.map_or(0, |progress| progress.total),
+        bytes_read: counts.bytes_read,
+        progress: progress
+            .filter(|_| state == ScrubState::Running)
+            .map(|progress| Progress { percent: progress.percent, left_ms: progress.left_ms }),
+        found: counts.found,
+        repaired: counts.repaired,
+        staged_dropped: counts.staged_dropped,
+        damaged: damaged.len() as u64,
+        damaged_slots: damaged
+            .iter()
+            .take(DAMAGED_SLOTS_MAX)
+            .filter_map(|found| damaged_slot(store, found))
+            .collect(),
+    }
+}
+
+fn damaged_slot(store: &StoreHost, found: &FoundDamaged) -> Option<DamagedSlot> {
+    let known = store.known(found.volume)?;
+    let geometry = scrub::geometry(&known)?;
+    let range = geometry.chunk_range(found.chunk);
+    let lba_bytes = u64::from(geometry.lba_bytes());
+    Some(DamagedSlot {
+        slot: u64::from(found.slot.0),
+        volume: known.name(),
+        snapshots: scrub::snapshots_with(&known, found.chunk, found.slot),
+        chunk_id: u64::from(found.chunk.0),
+        lba: range.lba,
+        blocks: range.count,
+        offset: range.lba * lba_bytes,
+        bytes: range.count * lba_bytes,
+        found_at: rfc3339(found.found_at_unix_ms),
+    })
 }
 
 // ---- volumes ------------------------------------------------------------------------------------

@@ -73,6 +73,63 @@ objects! {
         state: StoreState,
         /// Why it failed.
         reason: Option<String>,
+        /// Slots of snapshots that are known to be damaged; `presnap_store_scrub` names them.
+        damaged_slots: u64,
+        /// State of the scrub under way, or of the last one since the store was loaded.
+        scrub: ScrubState,
+    }
+    /// A scrub: the one under way, or the last one since the store was loaded.
+    Scrub {
+        /// Name of the store.
+        store: String,
+        /// `none`, `running`, `done`, `stopped` or `failed`.
+        state: ScrubState,
+        /// Why it failed, or was stopped.
+        reason: Option<String>,
+        /// Limit for reading, in MiB/s; 0: none.
+        mbytes_per_sec: u64,
+        /// When it began: RFC 3339, UTC, milliseconds.
+        started_at: Option<String>,
+        /// How long it took, or takes so far.
+        took_ms: u64,
+        /// Slots that were in use when it began.
+        slots: u64,
+        /// Bytes read.
+        bytes_read: u64,
+        /// How far it is, while it is running.
+        progress: Option<Progress>,
+        /// Slots that it found damaged and that were not known to be.
+        found: u64,
+        /// Damaged slots that are in order again: written anew from the master, or found to be so.
+        repaired: u64,
+        /// Staged copies that it found damaged and dropped.
+        staged_dropped: u64,
+        /// Slots of snapshots that are damaged now, whichever scrub found them.
+        damaged: u64,
+        /// Which, by their numbers; the first 1000 of them.
+        damaged_slots: Vec<DamagedSlot>,
+    }
+    /// What is lost with a damaged slot: the same range of each of the snapshots. Reads of it end with
+    /// a media error.
+    DamagedSlot {
+        /// Number of the slot.
+        slot: u64,
+        /// The volume.
+        volume: String,
+        /// Its snapshots that have the slot, the oldest first.
+        snapshots: Vec<String>,
+        /// Number of the chunk.
+        chunk_id: u64,
+        /// First logical block that is lost.
+        lba: u64,
+        /// Logical blocks that are lost.
+        blocks: u64,
+        /// First byte that is lost.
+        offset: u64,
+        /// Bytes that are lost.
+        bytes: u64,
+        /// When it was found: RFC 3339, UTC, milliseconds.
+        found_at: String,
     }
     /// How the slots of a store are used: total = free + reserved + staged + copying + owned.
     SlotCounts {
@@ -203,9 +260,9 @@ objects! {
         /// From the request to complete; 0 while it is not.
         complete_us: u64,
     }
-    /// How far a completing snapshot is.
+    /// How far a completing snapshot or a scrub is.
     Progress {
-        /// Required chunks done, 0 to 100.
+        /// Done, 0 to 100: of a snapshot its required chunks, of a scrub its slots.
         percent: u8,
         /// Time left at the present rate; null until a rate is known.
         left_ms: Option<u64>,
@@ -556,6 +613,22 @@ pub enum StoreState {
     /// Overwritten.
     Deleted,
     /// Its device is gone or failed.
+    Failed,
+}
+
+/// State of a scrub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScrubState {
+    /// There was none since the store was loaded.
+    None,
+    /// Under way.
+    Running,
+    /// It has looked at every slot.
+    Done,
+    /// It was stopped before.
+    Stopped,
+    /// It could not go on.
     Failed,
 }
 

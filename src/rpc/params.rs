@@ -18,6 +18,19 @@ pub enum Wait {
     Complete,
 }
 
+/// What `presnap_store_scrub` does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScrubAction {
+    /// Begins a scrub.
+    #[default]
+    Start,
+    /// Ends the one under way.
+    Stop,
+    /// Only says how it stands.
+    Status,
+}
+
 /// When staged copies are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -165,6 +178,19 @@ params! {
         name: Option<String>,
         /// Only the store on this bdev.
         bdev: Option<String>,
+    }
+    /// Parameters of `presnap_store_scrub`: at least one of `name` and `bdev` is there.
+    StoreScrub = "presnap_store_scrub" {
+        /// The store's name.
+        name: Option<String>,
+        /// The bdev it is on.
+        bdev: Option<String>,
+        /// What to do.
+        action: ScrubAction,
+        /// Limit for reading, in MiB/s; 0: none.
+        mbytes_per_sec: u64,
+        /// Whether to answer only when the scrub has ended.
+        wait: bool,
     }
     /// Parameters of `bdev_presnap_create`.
     VolumeCreate = "bdev_presnap_create" {

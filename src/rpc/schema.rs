@@ -167,6 +167,8 @@ pub enum Reply {
     Store,
     /// A list of store objects.
     Stores,
+    /// A scrub object.
+    Scrub,
     /// A snapshot object.
     Snapshot,
     /// A list of snapshot objects.

@@ -283,6 +283,66 @@ pub const METHODS: &[Method] = &[
         slow: false,
     },
     Method {
+        name: "presnap_store_scrub",
+        summary: "Reads a store's copies and compares them with their checksums.",
+        details: "Reads every slot that a snapshot owns, and staged copies, in the background and no faster \
+                  than allowed. A slot that does not hold what its checksum says, at a second look \
+                  either, is damaged: reads of snapshots that need it end with a media error instead \
+                  of wrong data, and the log names them once. If the volume is attached and its \
+                  newest snapshot has that very chunk, unchanged since, the slot is written again \
+                  from the master. Otherwise it stays damaged, also over restarts, until the \
+                  snapshots that have it are deleted, or a later scrub finds it in order. The next \
+                  snapshot does not take it over. A staged copy that is damaged is dropped.\n\n\
+                  A scrub ends with its store: when that is unloaded, loses its device, or the target \
+                  stops. The next one begins anew.",
+        params: &[
+            STORE_NAME,
+            STORE_BDEV,
+            Param::choice(
+                "action",
+                &["start", "stop", "status"],
+                "`start` a scrub, `stop` the one under way, or only ask for its `status`.",
+            )
+            .or("\"start\""),
+            Param::integer(
+                "mbytes_per_sec",
+                "MiB/s",
+                (0, COPY_MIB_PER_S_MAX),
+                "Limit for reading, of a scrub that is started; 0: none.",
+            )
+            .or("64"),
+            Param::flag("wait", "Answer when the scrub has ended."),
+        ],
+        one_of: &["name", "bdev"],
+        example: r#"{"name": "store0"}"#,
+        reply: Reply::Scrub,
+        reply_doc: "The scrub, and what is damaged.",
+        errors: &[
+            NO_STORE,
+            STORE_GONE,
+            ErrorCase {
+                errno: Errno::Busy,
+                when: "the store is being scrubbed already; the message says how far that is",
+                remedy: "wait for it, or stop it first",
+            },
+            ErrorCase {
+                errno: Errno::NoMem,
+                when: "there is no memory to read to",
+                remedy: "give the target more hugepages",
+            },
+        ],
+        command: Command {
+            path: &["store", "scrub"],
+            positional: &["name"],
+            examples: &[
+                "presnap store scrub store0 --wait",
+                "presnap store scrub store0 --mbytes-per-sec 200",
+                "presnap store scrub store0 --action status --json",
+            ],
+        },
+        slow: true,
+    },
+    Method {
         name: "bdev_presnap_create",
         summary: "Creates a volume: a bdev on top of a master, with snapshots in a store.",
         details: "From then on the volume is the only way to write to the master. A volume that \

@@ -14,10 +14,12 @@
 mod bytes;
 pub mod catalog;
 pub mod catalog_thread;
+pub mod damaged;
 pub mod device;
 pub mod error;
 pub mod probe;
 mod region;
+pub mod scrub;
 pub mod sim_device;
 pub mod slot_map;
 pub mod slots;
@@ -30,8 +32,12 @@ use std::fmt::Write as _;
 use uuid::Uuid;
 
 pub use self::{
-    catalog::{Catalog, CatalogUsage, CheckReport, LoadedVolume, OPERATION_RESERVE},
+    catalog::{
+        Catalog, CatalogUsage, CheckReport, LoadedVolume, OPERATION_RESERVE, RowPlace, RowPortion,
+        ScrubRow,
+    },
     catalog_thread::{CatalogHandle, CatalogThread},
+    damaged::{DamagedSlot, DamagedSlots},
     device::{Device, SharedDevice},
     error::{Error, ErrorKind, Result},
     probe::{Probe, probe},
@@ -40,8 +46,8 @@ pub use self::{
     superblock::Superblock,
 };
 use crate::{
-    engine::records::{SnapshotSeq, SnapshotState},
-    gate::{Geometry, OperationNumber},
+    engine::records::{SlotRef, SnapshotSeq, SnapshotState},
+    gate::{ChunkIndex, Geometry, OperationNumber},
 };
 
 /// An error and its causes in one line.
@@ -84,6 +90,8 @@ pub struct LoadedStore {
     pub allocator: SlotAllocator,
     /// The volumes, by number.
     pub volumes: Vec<VolumeView>,
+    /// Slots that are known to be damaged; the allocator has them marked.
+    pub damaged: Vec<DamagedSlot>,
 }
 
 /// A volume of a store that was loaded.
@@ -152,12 +160,25 @@ pub fn load(device: &SharedDevice) -> Result<LoadedStore> {
     };
     let catalog = Catalog::open(SharedDevice::clone(device), &superblock)?;
     let mut allocator = SlotAllocator::new(superblock.slot_count);
-    let mut volumes = Vec::new();
+    let marks = catalog.damaged_marks()?;
+    let (mut volumes, mut damaged) = (Vec::new(), Vec::new());
     for record in catalog.volumes()? {
         let state = catalog.load_state(record.id)?;
-        volumes.push(load_volume(&catalog, &superblock, state, &mut allocator)?);
+        let id = record.id;
+        let note = |chunk, slot_ref| {
+            let SlotRef::Slot { slot, crc32c } = slot_ref else { return };
+            // A presnap that knows nothing of marks may have filled the slot anew.
+            if let Some(mark) = marks.get(&slot).filter(|mark| mark.crc32c == crc32c) {
+                let found_at_unix_ms = mark.found_at_unix_ms;
+                damaged.push(DamagedSlot { slot, volume: id, chunk, crc32c, found_at_unix_ms });
+            }
+        };
+        volumes.push(load_volume(&catalog, &superblock, state, &mut allocator, note)?);
     }
-    Ok(LoadedStore { superblock, repaired, catalog, allocator, volumes })
+    for found in &damaged {
+        allocator.damaged().insert(found.slot);
+    }
+    Ok(LoadedStore { superblock, repaired, catalog, allocator, volumes, damaged })
 }
 
 /// Refuses what would stop the process when the volume is attached; gives its number of chunks.
@@ -191,6 +212,7 @@ fn load_volume(
     superblock: &Superblock,
     state: LoadedVolume,
     allocator: &mut SlotAllocator,
+    mut visit: impl FnMut(ChunkIndex, SlotRef),
 ) -> Result<VolumeView> {
     let chunk_count = check_volume(&state, superblock.slot_bytes)?;
     let two_owners = |slot: u32| Error::CatalogDamaged {
@@ -219,6 +241,7 @@ fn load_volume(
             return Err(two_owners(slot.0));
         }
         view.insert(chunk, slot_ref);
+        visit(chunk, slot_ref);
         Ok(())
     })?;
     views.extend(complete.map(|seq| (seq, view.clone())));

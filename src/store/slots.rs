@@ -7,9 +7,14 @@
 //! Of the free slots some may be reserved: promised to a snapshot under way, and not given to
 //! anything else. Which slots those are does not matter, so only their number is kept.
 
+use std::sync::Arc;
+
 use crate::engine::{SlotSpace, records::SlotIndex};
 
-use super::error::{Error, Result};
+use super::{
+    damaged::DamagedSlots,
+    error::{Error, Result},
+};
 
 const WORD_BITS: u32 = u64::BITS;
 
@@ -24,6 +29,8 @@ pub struct SlotAllocator {
     reserved_count: u32,
     /// Word where the next search begins.
     cursor: usize,
+    /// Taken slots that are damaged: a free one is not, whatever it holds.
+    damaged: Arc<DamagedSlots>,
 }
 
 impl SlotAllocator {
@@ -35,7 +42,27 @@ impl SlotAllocator {
             let last = words.len() - 1;
             words[last] = u64::MAX << tail_bits;
         }
-        SlotAllocator { words, slot_count, taken_count: 0, reserved_count: 0, cursor: 0 }
+        SlotAllocator {
+            words,
+            slot_count,
+            taken_count: 0,
+            reserved_count: 0,
+            cursor: 0,
+            damaged: Arc::new(DamagedSlots::new(slot_count)),
+        }
+    }
+
+    /// Which of its slots are damaged, for whoever reads them.
+    pub fn damaged(&self) -> &Arc<DamagedSlots> {
+        &self.damaged
+    }
+
+    /// Taken slots as a bitmap, the lowest bit first.
+    pub fn taken_words(&self) -> impl Iterator<Item = u64> + '_ {
+        let tail = u64::MAX >> (u64::BITS * self.words.len() as u32 - self.slot_count);
+        let last = self.words.len().saturating_sub(1);
+        let mask = move |at| if at == last { tail } else { u64::MAX };
+        self.words.iter().enumerate().map(move |(at, word)| word & mask(at))
     }
 
     /// Slots of the store.
@@ -120,12 +147,14 @@ impl SlotAllocator {
         true
     }
 
-    /// Gives a slot back. Panics if it is free: one given back twice could be taken twice.
+    /// Gives a slot back; damaged or not, the next copy in it is another. Panics if it is free: one
+    /// given back twice could be taken twice.
     pub fn release(&mut self, slot: SlotIndex) {
         let (word, bit) = self.place(slot);
         assert!(self.words[word] & bit != 0, "slot {} released twice", slot.0);
         self.words[word] &= !bit;
         self.taken_count -= 1;
+        self.damaged.remove(slot);
     }
 
     /// Counts the bitmap anew and compares. Panics on a difference.
@@ -237,6 +266,16 @@ mod tests {
         assert!(allocator.allocate().is_err());
         allocator.release(SlotIndex(3));
         assert_eq!(allocator.allocate().expect("free"), SlotIndex(3));
+    }
+
+    #[test]
+    fn a_slot_that_is_given_back_is_not_damaged_any_more() {
+        let mut allocator = SlotAllocator::new(10);
+        let slot = allocator.allocate().expect("free");
+        let damaged = Arc::clone(allocator.damaged());
+        damaged.insert(slot);
+        allocator.release(slot);
+        assert!(!damaged.contains(slot));
     }
 
     #[test]

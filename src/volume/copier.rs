@@ -151,6 +151,35 @@ impl Copier<'_> {
         read.map(|()| holds).map_err(|error| format!("reading the master: {error}"))
     }
 
+    /// Copies the chunk to a slot that is to hold bytes of this checksum, if the master has them and
+    /// they are `unchanged` once they are read.
+    ///
+    /// # Errors
+    /// What failed, naming the side.
+    pub async fn rewrite(
+        &self,
+        chunk: ChunkIndex,
+        slot: SlotIndex,
+        crc32c_expected: u32,
+        unchanged: impl Fn() -> bool,
+    ) -> Result<bool, String> {
+        let buf = self.pool.take(self.geometry.chunk_bytes() as usize)?;
+        let range = self.geometry.chunk_range(chunk);
+        let (buf, read) = self.master.read(buf, range.lba, range.count).await;
+        let same = read.is_ok()
+            && crc32c(&buf[..self.chunk_bytes(chunk)]) == crc32c_expected
+            && unchanged();
+        let (buf, written) = if same {
+            self.store.write(buf, self.slots.block_at(slot, 0), range.count).await
+        } else {
+            (buf, Ok(()))
+        };
+        self.pool.give(buf);
+        read.map_err(|error| format!("reading the master: {error}"))?;
+        written.map_err(|error| format!("writing to the store: {error}"))?;
+        Ok(same)
+    }
+
     fn chunk_bytes(&self, chunk: ChunkIndex) -> usize {
         (self.geometry.chunk_range(chunk).count * u64::from(self.geometry.lba_bytes())) as usize
     }

@@ -13,6 +13,7 @@ pub mod failure;
 pub mod hooks;
 pub mod predictor;
 pub mod scoring;
+pub mod scrub;
 pub mod snapshot_bdev;
 pub mod snapshots;
 pub mod stats;

@@ -3,8 +3,8 @@
 //! Once the snapshot is complete, reads go from any reactor straight to the store, with one
 //! look-up in an immutable map. Until then the app thread says where each chunk is.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::copier::SlotLayout;
 use super::snapshots;
@@ -18,7 +18,7 @@ use crate::spdk::dma::DmaBuf;
 use crate::spdk::error::Errno;
 use crate::spdk::json::JsonWriter;
 use crate::spdk::thread::Thread;
-use crate::store::SlotMap;
+use crate::store::{DamagedSlots, SlotMap};
 
 /// NVMe status code type "media and data integrity errors".
 const SCT_MEDIA: u16 = 2;
@@ -35,6 +35,8 @@ pub struct SnapshotDevice {
     pub store: Desc,
     /// Where its slots are.
     pub slots: SlotLayout,
+    /// Which of them are damaged.
+    pub damaged: Arc<DamagedSlots>,
     /// Where each chunk is, from completion on.
     pub map: OnceLock<SlotMap>,
     /// Given up, or its store is gone: reads fail.
@@ -97,6 +99,10 @@ fn read(io: BdevIo<SnapshotDevice>) {
     };
     match map.get(chunk) {
         Some(SlotRef::Zero) => io.complete_zeroes(),
+        // What it holds is wrong; the log has said so once.
+        Some(SlotRef::Slot { slot, .. }) if device.damaged.contains(slot) => {
+            io.complete_nvme(SCT_MEDIA, SC_UNRECOVERED_READ);
+        }
         Some(SlotRef::Slot { slot, .. }) => {
             let offset = device.slots.block_at(slot, lba % device.geometry.chunk_lbas());
             let channel = io.channel().clone();

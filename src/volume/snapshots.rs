@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::export;
 use super::snapshot_bdev::{self, SnapshotDevice};
 use super::store_host::{KnownVolume, StoreHost};
+use super::volume::Unreadable;
 use super::world::world;
 use crate::engine::records::{SnapshotRecord, SnapshotSeq, SnapshotState, VolumeId};
 use crate::gate::{ChunkIndex, Geometry};
@@ -85,6 +86,7 @@ pub fn publish(store: &Rc<StoreHost>, known: &KnownVolume, record: &SnapshotReco
         geometry,
         store: desc,
         slots: store.layout(),
+        damaged: Arc::clone(&store.damaged),
         map,
         failed: AtomicBool::new(false),
     });
@@ -173,7 +175,8 @@ pub fn read_completing(
                     return snapshot_bdev::finish_read(io, None);
                 }
                 Some(Ok(data)) => return snapshot_bdev::finish_read(io, Some(data)),
-                Some(Err(error)) => {
+                Some(Err(Unreadable::Damaged)) => return snapshot_bdev::finish_read(io, None),
+                Some(Err(Unreadable::Failed(error))) => {
                     tracing::warn!(
                         bdev = host.bdev,
                         chunk = chunk.0,

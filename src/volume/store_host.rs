@@ -10,6 +10,7 @@ use serde_json::json;
 use super::copier::{BufferPool, SlotLayout};
 use super::export;
 use super::failure::{Failure, Sort};
+use super::scrub::{self, Scrub};
 use super::snapshots::{self, SnapshotHost};
 use super::store_device::StoreDevice;
 use super::volume::Volume;
@@ -24,8 +25,8 @@ use crate::spdk::executor::{self, oneshot};
 use crate::spdk::json::JsonWriter;
 use crate::spdk::thread::spawn_os_thread;
 use crate::store::{
-    self, Catalog, CatalogHandle, CatalogThread, CatalogUsage, FormatOptions, LoadedStore,
-    SharedDevice, SlotAllocator, SlotMap, Superblock,
+    self, Catalog, CatalogHandle, CatalogThread, CatalogUsage, DamagedSlot, DamagedSlots,
+    FormatOptions, LoadedStore, SharedDevice, SlotAllocator, SlotMap, Superblock,
 };
 
 /// SPDK's modules whose bdevs write their caches to the medium at a flush, or have nothing that outlives
@@ -67,6 +68,8 @@ pub enum Work {
     Stop,
     /// Its store is forgetting it.
     Forget,
+    /// A slot of its snapshots may be damaged, and is looked at.
+    Scrub,
 }
 
 impl Work {
@@ -77,12 +80,14 @@ impl Work {
             Work::Attach => "it is being attached",
             Work::Stop => "it is being stopped",
             Work::Forget => "its store is forgetting it",
+            Work::Scrub => "a slot of its snapshots may be damaged, and is looked at",
         }
     }
 }
 
 /// Keeps deletions away from one another and from what loads or saves the volume's dirty chunks: a
-/// deletion makes chunks dirty, in the catalog or in the gate, and must not do so in between.
+/// deletion makes chunks dirty, in the catalog or in the gate, and must not do so in between. What a
+/// scrub finds damaged does the same, and must not be freed meanwhile.
 pub struct Exclusive(Rc<KnownVolume>);
 
 impl Exclusive {
@@ -137,6 +142,12 @@ pub struct StoreHost {
     pub slots: RefCell<SlotAllocator>,
     /// Buffers for copies.
     pub pool: BufferPool,
+    /// Which slots are damaged, for whoever reads them.
+    pub damaged: Arc<DamagedSlots>,
+    /// What is known of the damaged slots of snapshots.
+    pub found_damaged: RefCell<BTreeMap<SlotIndex, DamagedSlot>>,
+    /// The scrub under way, or the last one.
+    pub scrub: RefCell<Option<Rc<Scrub>>>,
     /// Why it cannot be used any more: its device is gone, or its catalog is lost.
     pub gone: RefCell<Option<String>>,
     /// It is its device that is gone.
@@ -212,8 +223,13 @@ impl StoreHost {
             name: loaded.superblock.name.clone(),
             bdev: bdev.to_owned(),
             superblock: loaded.superblock,
+            damaged: Arc::clone(loaded.allocator.damaged()),
             slots: RefCell::new(loaded.allocator),
             pool: BufferPool::default(),
+            found_damaged: RefCell::new(
+                loaded.damaged.into_iter().map(|found| (found.slot, found)).collect(),
+            ),
+            scrub: RefCell::new(None),
             gone: RefCell::new(None),
             removed: Cell::new(false),
             last_usage: Cell::new(None),
@@ -243,6 +259,14 @@ impl StoreHost {
             );
             host.close().await;
             return Err(failure);
+        }
+        let damaged = host.found_damaged.borrow().len();
+        if damaged > 0 {
+            tracing::warn!(
+                store = host.name,
+                damaged,
+                "slots of the store are damaged; presnap store scrub --action status names them"
+            );
         }
         world.stores.borrow_mut().insert(host.name.clone(), Rc::clone(&host));
         snapshots::publish_all(&host);
@@ -275,12 +299,12 @@ impl StoreHost {
             .await
             .map_err(|error| thread_failure(&error))?
             .map_err(|error| Failure::of_store(&format!("bdev '{bdev}'"), &error))?;
-        let LoadedStore { superblock, repaired, catalog, allocator, volumes } = loaded;
+        let LoadedStore { superblock, repaired, catalog, allocator, volumes, damaged } = loaded;
         let name = format!("presnap-{}", superblock.name);
         let thread =
             CatalogThread::start(catalog, |body| spawn_os_thread(&name, catalog_cpus(), body))
                 .map_err(|error| thread_failure(&error))?;
-        Ok((Loaded { superblock, repaired, allocator, volumes }, thread))
+        Ok((Loaded { superblock, repaired, allocator, volumes, damaged }, thread))
     }
 
     fn add_known(
@@ -539,6 +563,8 @@ impl StoreHost {
     pub async fn close(&self) {
         // First of all, for it says that the store is closing.
         let thread = self.thread.borrow_mut().take();
+        // It may be in the middle of a transaction.
+        scrub::end(self, "the store was closed").await;
         for known in self.all_known() {
             snapshots::retract_all(&known).await;
         }
@@ -603,6 +629,7 @@ struct Loaded {
     repaired: Option<String>,
     allocator: SlotAllocator,
     volumes: Vec<store::VolumeView>,
+    damaged: Vec<DamagedSlot>,
 }
 
 fn catalog_cpus() -> Option<&'static [u32]> {

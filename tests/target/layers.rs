@@ -251,6 +251,7 @@ fn every_method_works_from_rpc_py() {
     for (line, pointer, wanted) in [
         ("presnap_store_create st s0 --slot-size-kib 64 --force", "/name", json!("st")),
         ("presnap_get_stores st", "/0/slot_size_kib", json!(64)),
+        ("presnap_store_scrub st --wait", "/state", json!("done")),
         ("bdev_presnap_create v --base-bdev m0 --store st --policy off", "", json!("v")),
         ("presnap_set_policy v --policy idle --idle-ms 50", "/idle_ms", json!(50)),
         ("presnap_snapshot_create v a --wait complete", "/state", json!("complete")),

@@ -16,6 +16,7 @@
 //! | I2 | `cut::snapshots_under_nvme_tcp_load...` * | `Gate::end_copy` forgets the block map |
 //! | I3 | `cut::a_completing_snapshot_reads...` * | a pending chunk's writes are not parked |
 //! | I4 | `lifecycle::the_other_snapshots_stay...` * | a delete frees the slots that it hands over |
+//! | | `scrub::a_damaged_slot...` * | the read path does not ask what is damaged |
 //! | I5 | `restart::a_kill_under_load...` * | an interrupted snapshot is complete after the start |
 //! | I6 | `faults::a_failing_store...` * | parked commands are aborted when the snapshot fails |
 //! | I7 | `restart::a_kill_under_load...` * | every start takes the last stop for a clean one |
@@ -44,5 +45,6 @@ mod perf;
 mod prediction;
 mod removal;
 mod restart;
+mod scrub;
 mod turns;
 mod zcopy;

@@ -117,6 +117,17 @@ impl StoreDisk {
         slots.unflushed.entry(place).or_default().push((number, tag));
     }
 
+    /// A slot does not hold any more what was written to it.
+    pub fn damage_slot(&self, slot: SlotIndex) {
+        let first = self.place(slot, 0);
+        let mut slots = self.lock();
+        for place in first..first + self.slot_tags {
+            slots.live[place] = Tag::MAX;
+            slots.durable[place] = Tag::MAX;
+            slots.unflushed.remove(&place);
+        }
+    }
+
     /// Number of the latest write: a flush submitted now makes it and those before durable.
     pub fn writes(&self) -> u64 {
         self.lock().writes

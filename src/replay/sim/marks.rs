@@ -70,6 +70,7 @@ marks! {
     StagingSwitchedOff "staging errors switched staging off",
     GaveWay "a staged copy gave way to one that is worth more",
     CleanedUp "a staged copy in which nothing was right was given up",
+    StagedDamaged "a scrub found a staged copy damaged",
     PolicyChanged "policy or limits were changed",
     CleanRestart "a clean stop and a restart",
     Reattached "a volume was detached from an open store and came back",

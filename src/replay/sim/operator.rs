@@ -10,7 +10,7 @@ use super::world::{Happening, World, trace, violated};
 use crate::engine::controller::Aims;
 use crate::engine::events::Event;
 use crate::engine::records::{CatalogRequest, SnapshotRecord, SnapshotSeq};
-use crate::engine::{ChainError, CreatePlan, PolicyKind, Score, Settings};
+use crate::engine::{ChainError, Content, CreatePlan, PolicyKind, Score, Settings, StagedChunk};
 use crate::store::sim_device::CrashMode;
 
 impl World {
@@ -61,7 +61,26 @@ impl World {
                 let now = self.micros();
                 self.node().engine.records_lost(now);
             }
+            Operation::Scrub => self.damage_staged(),
         }
+    }
+
+    /// A staged copy rots, and a scrub finds it: no snapshot may adopt it from then on.
+    fn damage_staged(&mut self) {
+        let slot_of = |staged: StagedChunk| match staged.content {
+            Content::Slot(slot) => Some((staged.chunk, slot)),
+            Content::Zero | Content::Unchanged => None,
+        };
+        let mut copies: Vec<_> = self.node().engine.staged_chunks().filter_map(slot_of).collect();
+        if copies.is_empty() {
+            return;
+        }
+        copies.sort_unstable();
+        let at = self.random.below(copies.len() as u64) as usize;
+        let (chunk, slot) = copies[at];
+        self.store.damage_slot(slot);
+        self.mark(Mark::StagedDamaged);
+        self.apply(Event::StagedDamaged { chunk, slot });
     }
 
     // ---- snapshots ----------------------------------------------------------------------------

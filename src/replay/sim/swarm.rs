@@ -64,10 +64,11 @@ pub(super) enum Operation {
     Kill,
     StoreGone,
     RecordsLost,
+    Scrub,
 }
 
 impl Operation {
-    pub const ALL: [Operation; 10] = [
+    pub const ALL: [Operation; 11] = [
         Operation::Create,
         Operation::RepeatCreate,
         Operation::Delete,
@@ -78,6 +79,7 @@ impl Operation {
         Operation::Kill,
         Operation::StoreGone,
         Operation::RecordsLost,
+        Operation::Scrub,
     ];
 }
 
@@ -162,6 +164,7 @@ impl Swarm {
                 on(r, 300, 60),
                 on(r, 100, 80),
                 on(r, 200, 60),
+                on(r, 300, 100),
             ],
         }
     }

@@ -10,7 +10,9 @@ use super::{
     codec::{self, DIRTY, ROWS, SNAPSHOTS, STAGED, VOLUMES},
     damaged, requests, storage_error, table_error,
 };
-use crate::engine::records::{SlotIndex, SnapshotRecord, SnapshotSeq, SnapshotState, VolumeId};
+use crate::engine::records::{
+    SlotIndex, SlotRef, SnapshotRecord, SnapshotSeq, SnapshotState, VolumeId,
+};
 
 const OPERATION: &str = "check the catalog";
 
@@ -31,6 +33,8 @@ pub struct CheckReport {
     pub staged: u64,
     /// Slots with an owner, sorted.
     pub slots_taken: BTreeSet<SlotIndex>,
+    /// Those of them that are noted as damaged.
+    pub damaged: BTreeSet<SlotIndex>,
 }
 
 impl CheckReport {
@@ -88,6 +92,7 @@ impl Catalog {
         }
         report.snapshots = snapshots.len() as u64;
 
+        let mut marks = self.damaged_marks()?;
         let mut slots_of: BTreeMap<(VolumeId, SnapshotSeq), u64> = BTreeMap::new();
         let table = tx.open_table(ROWS).map_err(table_error(OPERATION))?;
         for entry in table.iter().map_err(storage_error(OPERATION))? {
@@ -106,13 +111,20 @@ impl Catalog {
             if chunks.is_some_and(|chunks| u64::from(chunk.0) >= chunks) {
                 report.problems.push(format!("{} behind the volume's end", owner()));
             }
-            match codec::decode_slot_ref(*value.value()).slot() {
-                None => report.zero_rows += 1,
-                Some(slot) => {
+            match codec::decode_slot_ref(*value.value()) {
+                SlotRef::Zero => report.zero_rows += 1,
+                SlotRef::Slot { slot, crc32c } => {
                     report.own(slot, self.slot_count, &owner());
                     *slots_of.entry((volume, seq)).or_default() += 1;
+                    if marks.get(&slot).is_some_and(|mark| mark.crc32c == crc32c) {
+                        report.damaged.insert(slot);
+                        marks.remove(&slot);
+                    }
                 }
             }
+        }
+        for slot in marks.into_keys() {
+            report.problems.push(format!("slot {} is damaged, and no row has it", slot.0));
         }
         for ((volume, seq), record) in &snapshots {
             let slots = slots_of.get(&(*volume, *seq)).copied().unwrap_or_default();

@@ -32,11 +32,13 @@ pub const VOLUME_FIXED_BYTES: usize = 72;
 pub const SNAPSHOT_FIXED_BYTES: usize = 128;
 pub const STAGED_BYTES: usize = 280;
 pub const ROW_BYTES: usize = 8;
+pub const DAMAGED_BYTES: usize = 12;
 
 pub type VolumeKey = [u8; 4];
 pub type SnapshotKey = [u8; 8];
 pub type RowKey = [u8; 12];
 pub type ChunkKey = [u8; 8];
+pub type SlotKey = [u8; 4];
 
 pub const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 pub const VOLUMES: TableDefinition<&VolumeKey, &[u8]> = TableDefinition::new("volumes");
@@ -44,6 +46,9 @@ pub const SNAPSHOTS: TableDefinition<&SnapshotKey, &[u8]> = TableDefinition::new
 pub const ROWS: TableDefinition<&RowKey, &[u8; ROW_BYTES]> = TableDefinition::new("rows");
 pub const STAGED: TableDefinition<&ChunkKey, &[u8; STAGED_BYTES]> = TableDefinition::new("staged");
 pub const DIRTY: TableDefinition<&ChunkKey, u64> = TableDefinition::new("dirty");
+/// Made when it is first written to: a store may be without it.
+pub const DAMAGED: TableDefinition<&SlotKey, &[u8; DAMAGED_BYTES]> =
+    TableDefinition::new("damaged");
 
 /// A value that cannot be decoded: what is wrong with it.
 pub type Decoded<T> = Result<T, String>;
@@ -100,6 +105,34 @@ pub fn decode_slot_ref(value: [u8; ROW_BYTES]) -> SlotRef {
         SLOT_ZERO => SlotRef::Zero,
         slot => SlotRef::Slot { slot: SlotIndex(slot), crc32c: u32_at(&value, 4) },
     }
+}
+
+pub fn slot_key(slot: SlotIndex) -> SlotKey {
+    slot.0.to_be_bytes()
+}
+
+pub fn slot_of(key: SlotKey) -> SlotIndex {
+    SlotIndex(u32::from_be_bytes(key))
+}
+
+/// What is noted of a damaged slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DamagedMark {
+    /// When it was found, milliseconds since the Unix epoch.
+    pub found_at_unix_ms: u64,
+    /// That of the row that has the slot: without such a row the mark is void.
+    pub crc32c: u32,
+}
+
+pub fn encode_damaged(mark: DamagedMark) -> [u8; DAMAGED_BYTES] {
+    let mut value = [0; DAMAGED_BYTES];
+    put(&mut value, 0, &mark.found_at_unix_ms.to_le_bytes());
+    put(&mut value, 8, &mark.crc32c.to_le_bytes());
+    value
+}
+
+pub fn decode_damaged(value: [u8; DAMAGED_BYTES]) -> DamagedMark {
+    DamagedMark { found_at_unix_ms: u64_at(&value, 0), crc32c: u32_at(&value, 8) }
 }
 
 const VOLUME_CLEAN: u32 = 1;

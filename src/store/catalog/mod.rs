@@ -7,6 +7,7 @@
 
 mod check;
 mod codec;
+mod damaged_slots;
 mod requests;
 
 use std::{
@@ -38,7 +39,10 @@ use crate::{
     gate::ChunkIndex,
 };
 
-pub use self::check::CheckReport;
+pub use self::{
+    check::CheckReport,
+    damaged_slots::{RowPlace, RowPortion, ScrubRow},
+};
 
 /// Memory that redb may use for pages, in bytes. The catalog of a store with 64 Ki slots fits.
 const CACHE_BYTES: usize = 64 << 20;
@@ -590,6 +594,12 @@ pub(super) fn snapshot_bytes(record: &SnapshotRecord) -> Vec<u8> {
 #[cfg(test)]
 pub(super) fn staged_bytes(staged: &StagedRecord) -> Vec<u8> {
     codec::encode_staged(staged).to_vec()
+}
+
+/// Bytes of what is noted of a damaged slot, likewise.
+#[cfg(test)]
+pub(super) fn damaged_bytes(found_at_unix_ms: u64, crc32c: u32) -> Vec<u8> {
+    codec::encode_damaged(codec::DamagedMark { found_at_unix_ms, crc32c }).to_vec()
 }
 
 fn next_transaction_number(tx: &WriteTransaction, operation: &'static str) -> Result<u64> {

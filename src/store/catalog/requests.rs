@@ -11,7 +11,7 @@ use super::{
         self, ChunkKey, DIRTY, META, META_NEXT_VOLUME, ROW_BYTES, ROWS, RowKey, SNAPSHOTS, STAGED,
         STAGED_BYTES, SnapshotKey, VOLUMES, VolumeKey, VolumeRow,
     },
-    damaged, storage_error, table_error,
+    damaged, damaged_slots, storage_error, table_error,
 };
 use crate::{
     engine::records::{
@@ -30,7 +30,7 @@ const ROW_ROOM_BYTES: u64 = 2 * 24;
 /// The same for a staged entry.
 const STAGED_ROOM_BYTES: u64 = 2 * 300;
 /// Room for the pages that any transaction copies.
-const BASE_ROOM_BYTES: u64 = 128 << 10;
+pub(super) const BASE_ROOM_BYTES: u64 = 128 << 10;
 
 type SnapshotTable<'a> = Table<'a, &'static SnapshotKey, &'static [u8]>;
 type RowTable<'a> = Table<'a, &'static RowKey, &'static [u8; ROW_BYTES]>;
@@ -159,6 +159,20 @@ fn remove_rows(
 ) -> Result<()> {
     let (first, last) = rows_of_snapshot(volume, seq);
     table.retain_in::<&RowKey, _>(&first..=&last, |_, _| false).map_err(storage_error(operation))
+}
+
+/// Removes the rows of a snapshot whose slots are nobody's from then on.
+fn free_rows(
+    tx: &WriteTransaction,
+    table: &mut RowTable<'_>,
+    volume: VolumeId,
+    seq: SnapshotSeq,
+    operation: &'static str,
+) -> Result<()> {
+    let rows = rows_in(table, volume, seq, operation)?;
+    let slots = rows.into_iter().filter_map(|(_, slot_ref)| slot_ref.slot());
+    damaged_slots::forget(tx, slots, operation)?;
+    remove_rows(table, volume, seq, operation)
 }
 
 /// Drops the saved dirty set and staged entries of a volume.
@@ -512,7 +526,7 @@ impl Catalog {
             }
             put_snapshot(&mut snapshots, record, OPERATION)?;
             let mut rows = tx.open_table(ROWS).map_err(table_error(OPERATION))?;
-            remove_rows(&mut rows, record.volume, record.seq, OPERATION)?;
+            free_rows(tx, &mut rows, record.volume, record.seq, OPERATION)?;
             Ok(CatalogReply::Done)
         })
     }
@@ -561,6 +575,7 @@ impl Catalog {
                     ..Outcome::default()
                 },
             };
+            damaged_slots::forget(tx, outcome.freed.iter().copied(), OPERATION)?;
             if let Some(mut heir) = outcome.heir {
                 heir.bytes_used += outcome.slots_handed_over * slot_bytes;
                 put_snapshot(&mut snapshots, &heir, OPERATION)?;
@@ -595,7 +610,7 @@ impl Catalog {
                 failed.reason = Some(INTERRUPTED.to_owned());
                 failed.bytes_used = 0;
                 put_snapshot(&mut snapshots, &failed, OPERATION)?;
-                remove_rows(&mut rows, record.volume, record.seq, OPERATION)?;
+                free_rows(tx, &mut rows, record.volume, record.seq, OPERATION)?;
                 // Closing a volume refuses while one is completing, so this never says clean. If
                 // it did, the saved dirty set would lack the chunks of the failed snapshot.
                 let mut row = volume_row(&volumes, record.volume, OPERATION)?;
@@ -704,7 +719,7 @@ fn hand_over(
 }
 
 /// Adds chunks to the saved dirty set of a cleanly stopped volume.
-fn save_dirtied(
+pub(super) fn save_dirtied(
     dirty: &mut DirtyTable<'_>,
     volume: VolumeId,
     chunks: &[ChunkIndex],

@@ -19,6 +19,10 @@ enum Step {
     Delete(usize),
     Open,
     Close(Vec<(u32, bool)>),
+    /// The n-th slot that a snapshot has is damaged, modulo how many there are.
+    Damage(usize),
+    /// It is in order again.
+    Repair(usize),
     /// Power is lost, the store is loaded again.
     Crash,
 }
@@ -36,6 +40,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => any::<usize>().prop_map(Step::Delete),
         1 => Just(Step::Open),
         2 => chunks().prop_map(Step::Close),
+        3 => any::<usize>().prop_map(Step::Damage),
+        1 => any::<usize>().prop_map(Step::Repair),
         1 => Just(Step::Crash),
     ];
     prop::collection::vec(step, 1..60)
@@ -59,6 +65,7 @@ struct Model {
     clean: bool,
     dirty: BTreeSet<ChunkIndex>,
     staged: BTreeMap<ChunkIndex, Option<SlotIndex>>,
+    damaged: BTreeSet<SlotIndex>,
 }
 
 impl Model {
@@ -70,6 +77,12 @@ impl Model {
     fn completing(&self) -> Option<u32> {
         let mut all = self.snapshots.iter();
         all.find(|(_, s)| s.state == SnapshotState::Completing).map(|(seq, _)| *seq)
+    }
+
+    /// Chunks and slots that any snapshot shows.
+    fn shown(&self) -> BTreeMap<SlotIndex, (ChunkIndex, SlotRef)> {
+        let shown = self.snapshots.values().flat_map(|s| &s.view);
+        shown.filter_map(|(chunk, at)| Some((at.slot()?, (*chunk, *at)))).collect()
     }
 
     /// Slots that any snapshot shows or a staged chunk has.
@@ -177,7 +190,40 @@ impl World {
                 }
             }
             Step::Close(chunks) => self.close(chunks),
+            Step::Damage(nth) => self.damage(*nth),
+            Step::Repair(nth) => {
+                let slots: Vec<SlotIndex> = self.model.damaged.iter().copied().collect();
+                if let Some(slot) = nth.checked_rem(slots.len()).map(|nth| slots[nth]) {
+                    self.store.catalog.unmark_damaged(slot).unwrap();
+                    self.store.allocator.damaged().remove(slot);
+                    self.model.damaged.remove(&slot);
+                }
+            }
             Step::Crash => self.crash(),
+        }
+    }
+
+    fn damage(&mut self, nth: usize) {
+        let shown: Vec<_> = self.model.shown().into_iter().collect();
+        let Some((slot, (chunk, at))) = nth.checked_rem(shown.len()).map(|nth| shown[nth]) else {
+            return;
+        };
+        let SlotRef::Slot { crc32c, .. } = at else { panic!("it has a slot") };
+        let volume = self.volume;
+        let found = DamagedSlot { slot, volume, chunk, crc32c, found_at_unix_ms: 5 };
+        // Neither is in any row.
+        for other in [
+            DamagedSlot { crc32c: !crc32c, ..found },
+            DamagedSlot { chunk: ChunkIndex(CHUNKS), ..found },
+        ] {
+            assert!(!self.store.catalog.mark_damaged(other).unwrap());
+        }
+        assert!(self.store.catalog.mark_damaged(found).unwrap());
+        self.store.allocator.damaged().insert(slot);
+        self.model.damaged.insert(slot);
+        let newest = self.model.newest_complete().and_then(|view| view.get(&chunk).copied());
+        if self.model.clean && newest == Some(at) {
+            self.model.dirty.insert(chunk);
         }
     }
 
@@ -298,11 +344,24 @@ impl World {
             volume.views.iter().map(|(seq, map)| (*seq, map.iter().collect::<View>())).collect();
         assert_eq!(views, expected);
         assert_eq!(volume.state.last_seq, SnapshotSeq(self.model.last_seq));
+        let damaged: BTreeSet<_> = self.store.damaged.iter().map(|found| found.slot).collect();
+        let shown = self.model.shown();
+        assert_eq!(
+            damaged,
+            self.model.damaged.iter().filter(|s| shown.contains_key(s)).copied().collect()
+        );
     }
 
-    fn self_check(&self) {
+    fn self_check(&mut self) {
         let report = self.store.catalog.check().unwrap();
         assert_eq!(report.problems, Vec::<String>::new());
+        // What no snapshot shows any more is free, and what is free is not damaged.
+        let shown = self.model.shown();
+        self.model.damaged.retain(|slot| shown.contains_key(slot));
+        assert_eq!(report.damaged, self.model.damaged);
+        let marked = |slot: &SlotIndex| self.store.allocator.damaged().contains(*slot);
+        let slots = (0..self.store.allocator.slot_count()).map(SlotIndex);
+        assert_eq!(slots.filter(marked).collect::<BTreeSet<_>>(), self.model.damaged);
         assert_eq!(report.slots_taken, self.model.slots());
         assert_eq!(self.store.allocator.taken_count() as usize, report.slots_taken.len());
         let state = self.store.catalog.load_state(self.volume).unwrap();

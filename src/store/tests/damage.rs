@@ -464,6 +464,10 @@ fn the_tables_values_are_where_the_document_says() {
     let (offset, size) = table("Staged value")["block_crcs"];
     assert_eq!(bytes[offset as usize..], [0x36; 256]);
     assert_eq!(size, 256);
+
+    let bytes = catalog::damaged_bytes(61, 62);
+    find(&bytes, "Damaged value", &[("found_at", 61), ("crc32c", 62)]);
+    assert_eq!(bytes.len(), 12);
 }
 
 #[test]

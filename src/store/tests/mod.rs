@@ -3,6 +3,7 @@
 mod chain;
 mod crash;
 mod damage;
+mod damaged_slots;
 mod full;
 mod measure;
 mod probing;

@@ -17,7 +17,9 @@ use super::tuning::Tuning;
 use super::volume_bdev::{self, VolumeDevice};
 use super::world::world;
 use crate::engine::events::{CatalogStep, CopyJob, Effect, Event, Micros};
-use crate::engine::records::{CatalogReply, CatalogRequest, Cause, SnapshotSeq, Trouble, VolumeId};
+use crate::engine::records::{
+    CatalogReply, CatalogRequest, Cause, SlotIndex, SnapshotSeq, Trouble, VolumeId,
+};
 use crate::engine::{Counters, Engine, Foreground, PolicyKind};
 use crate::gate::{ChunkIndex, ChunkState, Epoch, LbaRange};
 use crate::spdk::bdev::IoChannel;
@@ -32,8 +34,8 @@ mod follower;
 mod snapshot;
 
 pub use follower::Follower;
-pub use snapshot::WaitFor;
 use snapshot::Watcher;
+pub use snapshot::{Unreadable, WaitFor};
 
 /// How often access records are drained and the engine is told the time while it is not busy.
 const TICK: Duration = Duration::from_millis(1);
@@ -333,14 +335,49 @@ impl Volume {
         } else {
             None
         };
-        let copier = Copier {
+        self.copier(&master, &store).copy(job, compare).await
+    }
+
+    fn copier<'a>(&'a self, master: &'a IoChannel, store: &'a IoChannel) -> Copier<'a> {
+        Copier {
             geometry: self.device.gate.geometry(),
-            master: &master,
-            store: &store,
+            master,
+            store,
             slots: self.store.layout(),
             pool: &self.store.pool,
-        };
-        copier.copy(job, compare).await
+        }
+    }
+
+    /// Writes the slot of a chunk that the newest snapshot has there anew, if the master still has the
+    /// same. Nobody may free the slot meanwhile.
+    ///
+    /// # Errors
+    /// What failed, naming the side.
+    pub async fn rewrite(
+        &self,
+        chunk: ChunkIndex,
+        slot: SlotIndex,
+        crc32c: u32,
+    ) -> Result<bool, String> {
+        let gate = &self.device.gate;
+        let Some(master) = self.master.borrow().clone() else { return Ok(false) };
+        let (_, store) = self.store.device().map_err(|failure| failure.message)?;
+        // A command is noted before it changes anything: clean after the read, clean during it.
+        let is_unchanged = || !gate.is_dirty(chunk) && !gate.is_cut_active();
+        if !is_unchanged() {
+            return Ok(false);
+        }
+        self.copier(&master, &store).rewrite(chunk, slot, crc32c, is_unchanged).await
+    }
+
+    /// The next snapshot copies the chunk instead of taking it over. Not while one is under way; says
+    /// whether it was done.
+    pub fn copy_again(self: &Rc<Self>, chunk: ChunkIndex) -> bool {
+        let under_way = self.with_engine(Engine::has_snapshot) || self.device.gate.is_cut_active();
+        if !under_way {
+            self.drive(Event::Dirtied(vec![chunk]));
+        }
+        !under_way
     }
 
     // ---- parked commands ----------------------------------------------------------------------

@@ -22,6 +22,20 @@ pub enum WaitFor {
     Complete,
 }
 
+/// Why a chunk of the snapshot under way cannot be read.
+pub enum Unreadable {
+    /// Its slot is damaged, which the log has said once.
+    Damaged,
+    /// This went wrong.
+    Failed(String),
+}
+
+impl From<String> for Unreadable {
+    fn from(what: String) -> Self {
+        Self::Failed(what)
+    }
+}
+
 /// Someone who waits for a snapshot.
 pub(super) struct Watcher {
     seq: SnapshotSeq,
@@ -160,7 +174,7 @@ impl Volume {
         chunk: ChunkIndex,
         lba: u64,
         blocks: u64,
-    ) -> Option<Result<DmaBuf, String>> {
+    ) -> Option<Result<DmaBuf, Unreadable>> {
         let source = self.engine.borrow_mut().read_source(chunk);
         self.run_effects();
         let bytes = blocks as usize * self.device.gate.geometry().lba_bytes() as usize;
@@ -170,17 +184,19 @@ impl Volume {
         };
         let buf = match buffer() {
             Ok(buf) => buf,
-            Err(error) => return Some(Err(error)),
+            Err(error) => return Some(Err(error.into())),
         };
         match source? {
             ReadSource::Wait => None,
             ReadSource::Master => {
                 let epoch = self.old_epoch.get();
                 let master = self.master.borrow().clone();
-                let Some(master) = master else { return Some(Err("the master is gone".into())) };
+                let Some(master) = master else {
+                    return Some(Err("the master is gone".to_owned().into()));
+                };
                 let (buf, read) = master.read(buf, lba, blocks).await;
                 if let Err(error) = read {
-                    return Some(Err(format!("reading the master: {error}")));
+                    return Some(Err(format!("reading the master: {error}").into()));
                 }
                 // Else the slot has it now.
                 self.device.gate.still_pending(chunk, epoch).then_some(Ok(buf))
@@ -189,19 +205,22 @@ impl Volume {
                 let known = &self.known;
                 let entry = known.completing.borrow().as_ref().and_then(|map| map.get(chunk));
                 match entry {
-                    None => Some(Err(format!("the snapshot lacks chunk {}", chunk.0))),
+                    None => Some(Err(format!("the snapshot lacks chunk {}", chunk.0).into())),
                     Some(SlotRef::Zero) => Some(Ok(buf)),
+                    Some(SlotRef::Slot { slot, .. }) if self.store.damaged.contains(slot) => {
+                        Some(Err(Unreadable::Damaged))
+                    }
                     Some(SlotRef::Slot { slot, .. }) => {
                         let within = lba - self.device.gate.geometry().chunk_range(chunk).lba;
                         let at = self.store.layout().block_at(slot, within);
                         let store = match self.store.device() {
                             Ok((_, store)) => store,
-                            Err(failure) => return Some(Err(failure.message)),
+                            Err(failure) => return Some(Err(failure.message.into())),
                         };
                         let (buf, read) = store.read(buf, at, blocks).await;
                         Some(
                             read.map(|()| buf)
-                                .map_err(|error| format!("reading the store: {error}")),
+                                .map_err(|error| format!("reading the store: {error}").into()),
                         )
                     }
                 }
