@@ -47,6 +47,18 @@ METHODS = [
         ('bdev', 'str', False, False, None,
          'The bdev that the store is on. (bdev name; default: every bdev)'),
     ]),
+    ('presnap_store_scrub', 'Reads a store\'s copies and compares them with their checksums.', [
+        ('name', 'str', True, False, None,
+         'Name of the store. (name; one of name, bdev required)'),
+        ('bdev', 'str', False, False, None,
+         'The bdev that the store is on. (bdev name; one of name, bdev required)'),
+        ('action', 'str', False, False, ['start', 'stop', 'status'],
+         'start a scrub, stop the one under way, or only ask for its status. ("start" or "stop" or "status"; default: "start")'),
+        ('mbytes_per_sec', 'int', False, False, None,
+         'Limit for reading, of a scrub that is started; 0: none. (number, 0 to 1000000, MiB/s; default: 64)'),
+        ('wait', 'flag', False, False, None,
+         'Answer when the scrub has ended. (boolean; default: false)'),
+    ]),
     ('bdev_presnap_create', 'Creates a volume: a bdev on top of a master, with snapshots in a store.', [
         ('name', 'str', True, True, None,
          'Name of the volume bdev. (name)'),
