@@ -39,13 +39,14 @@ impl Bed {
         Self { bench, target, store, master }
     }
 
-    /// Starts the target anew; the store comes with its bdev.
+    /// Starts the target anew.
     fn restart(self) -> Self {
         let Self { bench, target, store, master } = self;
         target.stop();
         let target = bench.agent("target", "0x1");
         target.aio("m0", &master, 512);
         target.aio("s0", &store, 512);
+        target.call("presnap_store_load", json!({"bdev": "s0"}));
         Self { bench, target, store, master }
     }
 
