@@ -378,7 +378,10 @@ mod tests {
         assert!(error.to_string().contains("b: "), "{error}");
         std::fs::write(&missing, "no model").unwrap();
         let error = Model::load(&missing, SHAPE.features, SET).unwrap_err().to_string();
-        assert!(error.contains(missing.to_str().unwrap()) && error.contains("no presnap"), "{error}");
+        assert!(
+            error.contains(missing.to_str().unwrap()) && error.contains("no presnap"),
+            "{error}"
+        );
     }
 
     #[test]
