@@ -11,7 +11,7 @@ use presnap::store::superblock::layout;
 use serde_json::{Value, json};
 
 use crate::cut::{CHUNK_KIB, VOLUME_MIB, Writer};
-use crate::harness::{Bench, Process, wait_for};
+use crate::harness::{Bench, Process, check_catalog, wait_for};
 use crate::initiator::{HOST, Initiator};
 
 const CHUNK_BYTES: u64 = CHUNK_KIB as u64 * 1024;
@@ -47,6 +47,7 @@ impl Bed {
     fn restart(self) -> Self {
         let Self { bench, target, store, master } = self;
         target.stop();
+        check_catalog(&store);
         let target = bench.agent("target", "0x1");
         target.aio("m0", &master, 512);
         target.aio("s0", &store, 512);
