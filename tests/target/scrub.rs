@@ -466,7 +466,7 @@ fn what_changes_while_it_is_scrubbed_is_not_damaged() {
         }
     }
     let refreshed = bed.target.stats()["staging"]["refreshed"].as_u64().expect("a count") - before;
-    assert!(refreshed > 1000, "{refreshed} copies were refreshed meanwhile");
+    assert!(refreshed > 100, "{refreshed} copies were refreshed meanwhile");
     assert_eq!(counts(&bed.status()), [0, 0, 0, 0], "{}", bed.status());
     bed.target.check_slots();
     bed.target.stop();
