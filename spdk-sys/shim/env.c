@@ -201,13 +201,6 @@ psc_app_run(const struct psc_app_opts *in, void *ctx)
 	}
 	opts.no_pci = in->no_pci;
 	opts.hugepage_single_segments = in->single_file_segments;
-	/*
-	 * The files of hugepages go as soon as they are mapped, or they, and the memory with them, would
-	 * stay until another SPDK process starts. They are needed by name only where processes share
-	 * memory. (A vhost-user server could be given them as well, but only with single-file segments:
-	 * its messages have room for eight files.) DPDK takes one or the other.
-	 */
-	opts.unlink_hugepage = in->shm_id < 0 && !in->single_file_segments && !in->no_huge;
 	opts.delay_subsystem_init = in->delay_subsystem_init;
 	opts.print_level = in->quiet ? SPDK_LOG_WARN : SPDK_LOG_NOTICE;
 	/* Else SPDK lifts the limit on core dumps; that is for the user (ulimit -c) to decide. */

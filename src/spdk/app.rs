@@ -106,6 +106,8 @@ fn shutdown_hooks() -> MutexGuard<'static, Vec<Hook>> {
 struct Start {
     on_start: Option<OnStart>,
     rpc_addr: Option<PathBuf>,
+    /// Other processes may find this one's hugepages by name.
+    shares_memory: bool,
 }
 
 static CALLS: sys::psr_calls = sys::psr_calls {
@@ -165,8 +167,12 @@ pub fn run(options: &AppOptions, on_start: impl FnOnce() + 'static) -> Result<i3
         delay_subsystem_init: options.wait_for_rpc,
         quiet: options.quiet,
     };
-    let mut start =
-        Start { on_start: Some(Box::new(on_start)), rpc_addr: options.rpc_addr.clone() };
+    let shares_memory = options.shm_id.is_some();
+    let mut start = Start {
+        on_start: Some(Box::new(on_start)),
+        rpc_addr: options.rpc_addr.clone(),
+        shares_memory,
+    };
     // SAFETY: the table is static. All strings live until the call returns, as does `start`, which
     // only psr_app_started() uses, during the call and on an SPDK thread of this OS thread.
     let rc = unsafe {
@@ -175,7 +181,32 @@ pub fn run(options: &AppOptions, on_start: impl FnOnce() + 'static) -> Result<i3
         sys::psc_umask_private();
         sys::psc_app_run(&raw const raw, (&raw mut start).cast())
     };
+    if !shares_memory {
+        remove_hugepage_files();
+    }
     Ok(rc)
+}
+
+/// Removes the names of this process's hugepages, which else keep the memory until another SPDK process
+/// starts. It stays mapped.
+///
+/// DPDK's `--huge-unlink` is not the same: in DPDK 20.05 memory that was given back and is taken once more
+/// cannot be had then, for the name that it would unlink is gone.
+fn remove_hugepage_files() {
+    // As SPDK names them.
+    let prefix = format!("spdk_pid{}map_", std::process::id());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for line in mounts.lines() {
+        let mut words = line.split(' ').skip(1);
+        let (Some(folder), Some("hugetlbfs")) = (words.next(), words.next()) else { continue };
+        for file in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if file.file_name().to_string_lossy().starts_with(&prefix)
+                && let Err(error) = fs::remove_file(file.path())
+            {
+                tracing::warn!(%error, file = %file.path().display(), "hugepage not given back");
+            }
+        }
+    }
 }
 
 /// SPDK of 20.07 logs an error and runs on without RPC when another process has the socket, or there is no place for it.
@@ -200,6 +231,10 @@ extern "C" fn psr_app_started(ctx: *mut c_void) {
             && let Err(error) = fs::set_permissions(addr, fs::Permissions::from_mode(0o600))
         {
             tracing::error!(%error, socket = %addr.display(), "no RPC socket");
+        }
+        // Now as well as at the end, which a process that is killed does not come to.
+        if !start.shares_memory {
+            remove_hugepage_files();
         }
         if let Some(on_start) = start.on_start.take() {
             on_start();
