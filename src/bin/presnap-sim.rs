@@ -1,11 +1,13 @@
 //! Runs seeded histories of the simulator (`presnap::replay::sim`) and reports what they showed.
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use presnap::replay::sim::{self, Report};
+use presnap::replay::sim::{self, Report, Violation};
 
 /// Run simulated histories of a volume and its snapshots. Exit status 1: an invariant is broken.
 #[derive(Debug, Parser)]
@@ -32,32 +34,68 @@ struct Options {
     /// Stop after so many violations.
     #[arg(long, default_value_t = 5)]
     violations: usize,
+    /// Histories at once, each on one thread.
+    #[arg(long, default_value = "1")]
+    threads: NonZeroUsize,
+}
+
+/// What all histories showed.
+#[derive(Default)]
+struct Findings {
+    histories: u64,
+    total: Report,
+    violations: Vec<Violation>,
+}
+
+impl Findings {
+    /// Runs what the options ask for.
+    fn of(options: &Options, begin: Instant) -> Self {
+        let (first, count) = match options.seed {
+            Some(seed) => (seed, 1),
+            None => (options.from_seed, options.histories),
+        };
+        let end = first.saturating_add(count);
+        let limit = options.seconds.map_or(Duration::MAX, Duration::from_secs);
+        let (next, violations) = (AtomicU64::new(first), AtomicUsize::new(0));
+        let work = || {
+            let mut found = Findings::default();
+            while begin.elapsed() <= limit
+                && violations.load(Ordering::Relaxed) < options.violations
+            {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= end {
+                    break;
+                }
+                found.histories += 1;
+                match sim::run(seed, options.trace) {
+                    Ok(report) => found.total.add(&report),
+                    Err(violation) => {
+                        violations.fetch_add(1, Ordering::Relaxed);
+                        found.violations.push(violation);
+                    }
+                }
+            }
+            found
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..options.threads.get()).map(|_| scope.spawn(work)).collect();
+            let mut all = Findings::default();
+            for thread in threads {
+                let found = thread.join().expect("violations are caught");
+                all.histories += found.histories;
+                all.total.add(&found.total);
+                all.violations.extend(found.violations);
+            }
+            all.violations.sort_by_key(|violation| violation.seed);
+            all
+        })
+    }
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let (first, count) = match options.seed {
-        Some(seed) => (seed, 1),
-        None => (options.from_seed, options.histories),
-    };
     let begin = Instant::now();
-    let limit = options.seconds.map_or(Duration::MAX, Duration::from_secs);
-    let mut total = Report::default();
-    let mut violations = Vec::new();
-    let mut histories = 0u64;
-    for seed in first..first.saturating_add(count) {
-        if begin.elapsed() > limit || violations.len() >= options.violations {
-            break;
-        }
-        histories += 1;
-        match sim::run(seed, options.trace) {
-            Ok(report) => {
-                total.marks.add(&report.marks);
-                total.statistics.add(&report.statistics);
-            }
-            Err(violation) => violations.push(violation),
-        }
-    }
+    let Findings { histories, total, violations } = Findings::of(&options, begin);
     let seconds = begin.elapsed().as_secs_f64();
     let per_second = f64::from(u32::try_from(histories).unwrap_or(u32::MAX)) / seconds;
     let s = total.statistics;

@@ -63,6 +63,14 @@ pub struct Report {
     pub digest: u64,
 }
 
+impl Report {
+    /// Adds the marks and counters of other histories.
+    pub fn add(&mut self, other: &Report) {
+        self.marks.add(&other.marks);
+        self.statistics.add(&other.statistics);
+    }
+}
+
 /// A broken invariant.
 #[derive(Clone, Debug)]
 pub struct Violation {
