@@ -246,7 +246,11 @@ psc_nvmf_subsystem_nqn(struct spdk_nvmf_subsystem *s)
 const char *
 psc_nvmf_subsystem_model(struct spdk_nvmf_subsystem *s)
 {
+#if PSC_SINCE(26, 5)
+	return spdk_nvmf_subsystem_get_opts(s)->mn;
+#else
 	return spdk_nvmf_subsystem_get_mn(s);
+#endif
 }
 
 bool
