@@ -104,7 +104,7 @@ fn shutdown_hooks() -> MutexGuard<'static, Vec<Hook>> {
 }
 
 struct Start {
-    on_start: Option<OnStart>,
+    then: Option<OnStart>,
     rpc_addr: Option<PathBuf>,
     /// Other processes may find this one's hugepages by name.
     shares_memory: bool,
@@ -168,11 +168,8 @@ pub fn run(options: &AppOptions, on_start: impl FnOnce() + 'static) -> Result<i3
         quiet: options.quiet,
     };
     let shares_memory = options.shm_id.is_some();
-    let mut start = Start {
-        on_start: Some(Box::new(on_start)),
-        rpc_addr: options.rpc_addr.clone(),
-        shares_memory,
-    };
+    let mut start =
+        Start { then: Some(Box::new(on_start)), rpc_addr: options.rpc_addr.clone(), shares_memory };
     // SAFETY: the table is static. All strings live until the call returns, as does `start`, which
     // only psr_app_started() uses, during the call and on an SPDK thread of this OS thread.
     let rc = unsafe {
@@ -236,8 +233,8 @@ extern "C" fn psr_app_started(ctx: *mut c_void) {
         if !start.shares_memory {
             remove_hugepage_files();
         }
-        if let Some(on_start) = start.on_start.take() {
-            on_start();
+        if let Some(then) = start.then.take() {
+            then();
         }
     });
 }

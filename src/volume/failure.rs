@@ -65,6 +65,7 @@ impl Failure {
     }
 
     /// The same as one of another sort.
+    #[must_use]
     pub fn of_sort(self, sort: Sort) -> Self {
         Self { sort, ..self }
     }

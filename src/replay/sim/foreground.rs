@@ -22,8 +22,8 @@ pub(super) struct Command {
     pub landed: u64,
     pub stuck: bool,
     pub parked_times: u32,
-    /// When it was parked for the first time.
-    pub parked_at: Option<u64>,
+    /// When it was parked for the first time, and what the process took for that moment.
+    pub parked_at: Option<(u64, Micros)>,
 }
 
 /// A command that waits for a chunk.
@@ -83,7 +83,7 @@ impl World {
 
     /// Enters the gate, or parks, as the volume does.
     fn submit(&mut self, id: u32) {
-        let now = self.now;
+        let now = (self.now, self.micros());
         let gate = self.node().gate.clone();
         let range = self.commands[&id].range;
         match self.node().lanes[id as usize % LANES].enter(range) {
@@ -126,26 +126,27 @@ impl World {
                 trace!(self, "command {id} {range:?} parked on {chunk}");
                 let command = self.commands.get_mut(&id).expect("submitted");
                 command.parked_times += 1;
-                let since = *command.parked_at.get_or_insert(now);
+                let (since, since_clock) = *command.parked_at.get_or_insert(now);
                 let again = command.parked_times > 1;
                 self.mark(if again { Mark::ParkedTwice } else { Mark::Parked });
                 self.node().parked.push_back(ParkedCommand { id, chunk, since });
                 let delay = self.random.below(self.swarm.message_us_max + 1);
-                self.after(delay, Happening::ParkedMessage(chunk, since));
+                self.after(delay, Happening::ParkedMessage(chunk, since_clock));
                 if self.swarm.parks_all {
                     for other in self.geometry.chunks(range).filter(|other| *other > chunk.0) {
-                        self.after(delay, Happening::ParkedMessage(ChunkIndex(other), since));
+                        let message = Happening::ParkedMessage(ChunkIndex(other), since_clock);
+                        self.after(delay, message);
                     }
                 }
             }
         }
     }
 
-    pub fn parked_message(&mut self, chunk: ChunkIndex, since: u64) {
+    pub fn parked_message(&mut self, chunk: ChunkIndex, since: Micros) {
         if !self.node().gate.is_cut_active() {
             self.mark(Mark::ParkedLate);
         }
-        self.apply(Event::Parked { chunk, since: Micros(since) });
+        self.apply(Event::Parked { chunk, since });
     }
 
     pub fn wake_message(&mut self, chunk: Option<ChunkIndex>) {

@@ -88,6 +88,7 @@ marks! {
     StoreGoneWhileCompleting "the store went away while a snapshot was completing",
     CatalogErrorHealed "the catalog went on after a device error",
     CatalogLost "a transaction's outcome stayed unknown",
+    ClockJumped "the clock jumped by seconds",
     SlowCommand "a command took longer than a writer may wait",
 }
 

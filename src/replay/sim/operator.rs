@@ -62,7 +62,16 @@ impl World {
                 self.node().engine.records_lost(now);
             }
             Operation::Scrub => self.damage_staged(),
+            Operation::ClockJump => self.jump(),
         }
+    }
+
+    /// The process stood still for seconds, as in a virtual machine that was moved: all that it waits for
+    /// takes as long as before, but its clock says that much more time has passed.
+    fn jump(&mut self) {
+        self.clock_ahead_us += self.random.between(1_000_000, 20_000_000);
+        self.statistics.faults += 1;
+        self.mark(Mark::ClockJumped);
     }
 
     /// A staged copy rots, and a scrub finds it: no snapshot may adopt it from then on.

@@ -65,10 +65,11 @@ pub(super) enum Operation {
     StoreGone,
     RecordsLost,
     Scrub,
+    ClockJump,
 }
 
 impl Operation {
-    pub const ALL: [Operation; 11] = [
+    pub const ALL: [Operation; 12] = [
         Operation::Create,
         Operation::RepeatCreate,
         Operation::Delete,
@@ -80,6 +81,7 @@ impl Operation {
         Operation::StoreGone,
         Operation::RecordsLost,
         Operation::Scrub,
+        Operation::ClockJump,
     ];
 }
 
@@ -165,6 +167,7 @@ impl Swarm {
                 on(r, 100, 80),
                 on(r, 200, 60),
                 on(r, 300, 100),
+                on(r, 150, 80),
             ],
         }
     }

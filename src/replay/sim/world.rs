@@ -36,7 +36,7 @@ pub(super) enum Happening {
     /// A part of a command lands, or it completes.
     CommandStep(u32),
     /// The engine's thread learns that a command waits, and since when.
-    ParkedMessage(ChunkIndex, u64),
+    ParkedMessage(ChunkIndex, Micros),
     /// The command's thread learns that it may try again; `None` is every command.
     WakeMessage(Option<ChunkIndex>),
     Tick,
@@ -150,6 +150,8 @@ pub(super) struct World {
     pub digest: u64,
     /// Microseconds.
     pub now: u64,
+    /// By how much the clock of the process jumped ahead of that.
+    pub clock_ahead_us: u64,
     queue: BinaryHeap<Queued>,
     happenings: HashMap<u64, (u32, Happening)>,
     order: u64,
@@ -209,6 +211,7 @@ impl World {
             trace: false,
             digest: 0,
             now: 0,
+            clock_ahead_us: 0,
             queue: BinaryHeap::new(),
             happenings: HashMap::new(),
             order: 0,
@@ -231,8 +234,9 @@ impl World {
         }
     }
 
+    /// What the process takes for the time.
     pub fn micros(&self) -> Micros {
-        Micros(self.now)
+        Micros(self.now + self.clock_ahead_us)
     }
 
     /// The catalog of the store that is open.
