@@ -282,11 +282,11 @@ pub fn read_log(path: &Path) -> Vec<LogEntry> {
     entries.take_while(|entry| entry.number != 0).collect()
 }
 
-/// xorshift64*: good enough, and the same for the same seed.
-struct Random(u64);
+/// xorshift64*: good enough, and the same for the same seed, which is not 0.
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -28,22 +28,12 @@ pub struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// Writes everything once.
     pub fn fill(bench: &'a Bench, agent: &'a Process, bdevs: &[&str]) -> Self {
-        let mut writer = Self::resume(bench, agent, "", Vec::new());
-        writer.bdevs = bdevs.iter().map(|&name| name.to_owned()).collect();
+        let bdevs = bdevs.iter().map(|&name| name.to_owned()).collect();
+        let mut writer =
+            Self { agent, bdevs, logs: Vec::new(), bench, spread: false, boundary: None };
         writer.begin(8, 0, true);
         writer.end(true);
         writer
-    }
-
-    /// Goes on where another process was.
-    pub fn resume(bench: &'a Bench, agent: &'a Process, bdev: &str, logs: Vec<PathBuf>) -> Self {
-        let bdevs = vec![bdev.to_owned()];
-        Self { agent, bdevs, logs, bench, spread: false, boundary: None }
-    }
-
-    /// The logs, for [`Writer::resume`].
-    pub fn into_logs(self) -> Vec<PathBuf> {
-        self.logs
     }
 
     fn begin(&mut self, queue_depth: usize, pause_us: u64, fill: bool) {

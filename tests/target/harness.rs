@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use presnap::rpc::{Client, ClientError, RpcError};
@@ -32,6 +33,8 @@ const CALL_MAX: Duration = Duration::from_mins(1);
 /// Copies under way are over by then.
 const SLOTS_SETTLE_MAX: Duration = Duration::from_secs(10);
 const STOP_MAX: Duration = Duration::from_mins(1);
+/// Ports of tests, below those that Linux gives to outgoing connections.
+const PORTS: std::ops::Range<u16> = 20_000..30_000;
 /// Pause between two looks at a condition.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
@@ -102,12 +105,27 @@ impl Bench {
     /// Starts `presnap serve` with more options, and waits until it answers. One reactor, on core
     /// 0, unless the options say otherwise.
     pub fn target(&self, name: &str, options: &[&str]) -> Process {
+        let mut process = self.target_spawn(name, options);
+        process.answers();
+        process
+    }
+
+    /// The same, without waiting for an answer.
+    fn target_spawn(&self, name: &str, options: &[&str]) -> Process {
         let mut command = limited(env!("CARGO_BIN_EXE_presnap"));
         let socket = self.path(&format!("{name}.sock"));
         command.arg("--socket").arg(&socket);
         command.args(["serve", "--no-pci", "--num-trace-entries", "0"]);
         command.args(["-s", &MEMORY_MIB.to_string()]).args(options);
-        self.start(name, socket, command)
+        self.spawn(name, socket, command)
+    }
+
+    /// Starts a target and kills it `after` that, wherever its start may be then.
+    pub fn target_killed(&self, name: &str, options: &[&str], after: Duration) {
+        let process = self.target_spawn(name, options);
+        let killer = process.kill_after(after);
+        killer.join().expect("no panic");
+        process.kill();
     }
 
     /// Starts an agent: a target with the test methods of `agent.rs`, in this test's program.
@@ -119,10 +137,12 @@ impl Bench {
         command.env(crate::agent::SOCKET_VARIABLE, &socket);
         command.env(crate::agent::CORES_VARIABLE, cores);
         command.env(crate::agent::MEMORY_VARIABLE, MEMORY_MIB.to_string());
-        self.start(name, socket, command)
+        let mut process = self.spawn(name, socket, command);
+        process.answers();
+        process
     }
 
-    fn start(&self, name: &str, socket: PathBuf, mut command: Command) -> Process {
+    fn spawn(&self, name: &str, socket: PathBuf, mut command: Command) -> Process {
         let _ = fs::remove_file(&socket);
         let log = self.path(&format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log).expect("a log");
@@ -134,26 +154,18 @@ impl Bench {
             .stderr(err)
             .spawn()
             .expect("started");
-        let mut process =
-            Process { bench: self.clone(), name: name.to_owned(), socket, log, child: Some(child) };
-        wait_for(&format!("{name} answers"), START_MAX, || {
-            let child = process.child.as_mut().expect("running");
-            if let Some(status) = child.try_wait().expect("a child") {
-                process.child = None;
-                panic!("{name} ended at its start: {status}");
-            }
-            let mut client = Client::connect(&process.socket).ok()?;
-            // Answers before the framework is up are "Method may only be called after...".
-            client.call("bdev_get_bdevs", None, Some(CALL_MAX)).ok()
-        });
-        process
+        Process { bench: self.clone(), name: name.to_owned(), socket, log, child: Some(child) }
     }
 
-    /// A TCP port that is free now.
+    /// A TCP port that is free now, and stays free while a target that had it is away: not one of
+    /// those that outgoing connections get.
     #[allow(clippy::unused_self, reason = "ports are for tests that have the lock")]
     pub fn port(&self) -> u16 {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.local_addr().expect("an address").port()
+        static NEXT: AtomicU16 = AtomicU16::new(PORTS.start);
+        std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed))
+            .take_while(|port| PORTS.contains(port))
+            .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+            .expect("a free port")
     }
 
     /// Runs fio with SPDK's bdev plugin as initiator on the namespace `nsid` of `subsystem`, and
@@ -338,6 +350,60 @@ pub struct Process {
 }
 
 impl Process {
+    /// Waits until it answers.
+    fn answers(&mut self) {
+        let name = self.name.clone();
+        wait_for(&format!("{name} answers"), START_MAX, || {
+            let child = self.child.as_mut().expect("running");
+            if let Some(status) = child.try_wait().expect("a child") {
+                self.child = None;
+                panic!("{name} ended at its start: {status}");
+            }
+            let mut client = Client::connect(&self.socket).ok()?;
+            // Answers before the framework is up are "Method may only be called after...".
+            client.call("bdev_get_bdevs", None, Some(CALL_MAX)).ok()
+        });
+    }
+
+    /// Calls a method of a target that may be killed any moment: `None` if there is no answer for that.
+    pub fn call_until_killed(
+        &self,
+        method: &str,
+        params: &Value,
+    ) -> Option<Result<Value, RpcError>> {
+        let answer = Client::connect(&self.socket)
+            .and_then(|mut client| client.call(method, Some(params), Some(CALL_MAX)));
+        match answer {
+            Ok(result) => Some(Ok(result)),
+            Err(ClientError::Refused(error)) => Some(Err(error)),
+            Err(ClientError::Connect { .. } | ClientError::Closed { .. }) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Kills it from another thread `after` this. [`Process::kill`] has to follow.
+    pub fn kill_after(&self, after: Duration) -> std::thread::JoinHandle<()> {
+        let child = self.child.as_ref().expect("running");
+        // Not waited for before this has ended, hence nobody else's.
+        let pid = rustix::process::Pid::from_child(child);
+        std::thread::spawn(move || {
+            std::thread::sleep(after);
+            // It may have ended by itself, which whoever waits for it will see.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        })
+    }
+
+    /// Stops it as users do, and kills it `after` that. Whether it had ended by itself, and well.
+    pub fn stop_then_kill(mut self, after: Duration) -> bool {
+        let mut child = self.child.take().expect("running");
+        signal(&child, "TERM");
+        std::thread::sleep(after);
+        child.kill().expect("killed");
+        let status = child.wait().expect("a child");
+        assert!(status.success() || status.signal() == Some(9), "{} ended: {status}", self.name);
+        status.success()
+    }
+
     /// Calls a method.
     ///
     /// # Errors
@@ -495,11 +561,6 @@ impl Process {
         let params = subsystem.attach_params(controller, port);
         let names = self.call("bdev_nvme_attach_controller", params);
         names[0].as_str().expect("a namespace").to_owned()
-    }
-
-    /// Lets go of a subsystem.
-    pub fn detach(&self, controller: &str) {
-        self.call("bdev_nvme_detach_controller", json!({"name": controller}));
     }
 
     /// All bytes of a bdev, read by an agent.

@@ -17,9 +17,9 @@
 //! | I3 | `cut::a_completing_snapshot_reads...` * | a pending chunk's writes are not parked |
 //! | I4 | `lifecycle::the_other_snapshots_stay...` * | a delete frees the slots that it hands over |
 //! | | `scrub::a_damaged_slot...` * | the read path does not ask what is damaged |
-//! | I5 | `restart::a_kill_under_load...` * | an interrupted snapshot is complete after the start |
+//! | I5 | `kill::kills_cost_at_most...` * | an interrupted snapshot is complete after the start |
 //! | I6 | `faults::a_failing_store...` * | parked commands are aborted when the snapshot fails |
-//! | I7 | `restart::a_kill_under_load...` * | every start takes the last stop for a clean one |
+//! | I7 | `kill::kills_cost_at_most...` * | every start takes the last stop for a clean one |
 //! | | `turns::a_clean_stop...`, `a_volume_that_is_detached...` * | a deletion, or a clean stop, takes no turn |
 //! | | `turns::a_deletion_waits_for_an_attach` * | an attach takes no turn |
 //! | | `turns::an_attach_keeps...` * | attaches of one name at a time |
@@ -39,6 +39,7 @@ mod harness;
 mod harness_works;
 mod history;
 mod initiator;
+mod kill;
 mod layers;
 mod lifecycle;
 mod perf;

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use crate::cut::{CHUNK_KIB, VOLUME_MIB, Writer};
 use crate::harness::{Bench, Process, Subsystem, check_catalog, wait_for};
-use crate::history::{check_survivors, numbers};
 use crate::lifecycle::staged;
 
 const CHUNK_BYTES: u64 = CHUNK_KIB as u64 * 1024;
@@ -72,84 +71,6 @@ fn a_clean_restart_brings_everything_back() {
     target.check_slots();
     agent.stop();
     target.stop();
-}
-
-/// What a kill leaves: I4 for complete snapshots, I5 for the one under way, I7 and I8 for all else.
-///
-/// Fails when a start after a kill trusts staged copies or a dirty set (I7), or when slots of the
-/// lost snapshot stay taken (I8).
-#[test]
-fn a_kill_under_load_costs_at_most_the_snapshot_under_way() {
-    let bench = Bench::new();
-    let policy = json!({"policy": "idle", "idle_ms": 5});
-    let (mut target, subsystem) = durable(&bench, &policy);
-    let config = target.save_config();
-    let agent = bench.agent("agent", "0x2");
-    let volume = agent.attach("V", &subsystem, 0);
-    // The logs outlive their writers; each round writes on with a new agent.
-    let mut logs = Writer::fill(&bench, &agent, &[&volume]).into_logs();
-    let mut complete = Vec::new();
-    let mut agent = Some(agent);
-    for round in 0..3_u64 {
-        let name = format!("whole{round}");
-        target.snapshot("vol0", &name);
-        let whole = agent.as_ref().expect("there").dump(&volume);
-        complete.push((name, whole));
-        {
-            let mut writer = Writer::resume(&bench, agent.as_ref().expect("there"), &volume, logs);
-            writer.start(8, 200);
-            writer.progress(150);
-            // Slow enough to be under way when the kill comes; in the last round the kill comes
-            // with none under way, but with staged copies.
-            let slow =
-                json!({"volume": "vol0", "copy_mbytes_per_sec": if round < 2 { 8 } else { 0 }});
-            target.call("presnap_set_policy", slow);
-            if round < 2 {
-                target.snapshot_cut("vol0", &format!("lost{round}"));
-                writer.progress(20 + 60 * round as usize);
-            } else {
-                writer.progress(300);
-            }
-            logs = writer.into_logs();
-        }
-        target.kill();
-        // Its commands can get no answer any more.
-        agent.take().expect("there").kill();
-
-        target = bench.target("target", &["-c", config.to_str().expect("plain")]);
-        let stats = target.stats();
-        assert_eq!(stats["staging"]["adopted"], 0, "{stats}");
-        if round < 2 {
-            let lost = target.get_snapshot("vol0", &format!("lost{round}")).expect("remembered");
-            assert_eq!(lost["state"], "failed", "{lost}");
-            assert!(lost["reason"].is_string(), "{lost}");
-        }
-        target.check_slots();
-        let again = bench.agent("agent", "0x2");
-        again.attach("V", &subsystem, 0);
-        let bytes = again.dump(&volume);
-        let history = Writer::resume(&bench, &again, &volume, logs.clone()).history();
-        check_survivors(&numbers(&bytes), &history);
-        let name = format!("after{round}");
-        let snapshot = target.snapshot("vol0", &name);
-        assert_eq!(snapshot["state"], "complete", "{snapshot}");
-        let dirty = snapshot["chunks"]["required"].as_u64().expect("a count");
-        assert!(dirty < 512, "unchanged chunks are found by comparing: {snapshot}");
-        complete.push((name, bytes));
-        for (name, bytes) in &complete {
-            let export = again.attach(name, &target.export("vol0", name), 0);
-            assert!(again.dump(&export) == *bytes, "{name} changed in round {round}");
-            again.detach(name);
-            target.call("presnap_snapshot_unexport", json!({"volume": "vol0", "name": name}));
-        }
-        target.check_slots();
-        agent = Some(again);
-    }
-    agent.take().expect("there").stop();
-    target.stop();
-    let report = check_catalog(&bench.path("store"));
-    // Three whole ones and three after kills, and the two that were lost.
-    assert_eq!((report.volumes, report.snapshots), (1, 8), "{report:?}");
 }
 
 /// I8: what an interrupted snapshot had recorded of its chunks is gone after the start. Zeros, so that no
