@@ -165,6 +165,8 @@ fn bad_snapshots_and_exports_are_refused_and_leave_nothing() {
     let create = "presnap_snapshot_create";
     refused(&target, create, &json!({"volume": "nix", "name": "b"}), Errno::NoEnt, &["'nix'"]);
     refused(&target, create, &json!({"volume": "v", "name": "a"}), Errno::Exist, &["'a'"]);
+    let of_snapshot = json!({"volume": "v@a", "name": "b"});
+    refused(&target, create, &of_snapshot, Errno::Inval, &["v@a", "not allowed"]);
     target.malloc("v@taken", 1, 512);
     let taken = json!({"volume": "v", "name": "taken"});
     refused(&target, create, &taken, Errno::Exist, &["'v@taken'", "another name"]);

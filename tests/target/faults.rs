@@ -1,4 +1,5 @@
-//! I6: trouble with the store is trouble of the snapshot, never of the volume.
+//! I6: trouble with the store is trouble of the snapshot, never of the volume; and trouble with the master is
+//! no more than it has to be.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,11 @@ fn writes_wait_for_a_slow_store_and_succeed() {
 }
 
 fn inject(target: &Process, error: &str, count: u32) {
-    let params = json!({"name": "EE_slow0", "io_type": "write", "error_type": error, "num": count});
+    inject_into(target, "EE_slow0", "write", error, count);
+}
+
+fn inject_into(target: &Process, name: &str, io_type: &str, error: &str, count: u32) {
+    let params = json!({"name": name, "io_type": io_type, "error_type": error, "num": count});
     target.call("bdev_error_inject_error", params);
 }
 
@@ -283,5 +288,185 @@ fn zeros_need_no_slots() {
         (&json!("complete"), &json!(128))
     );
     assert_eq!(slots(), before);
+    target.stop();
+}
+
+/// A volume on a master that can be made to fail, and to be slow.
+fn failing_master(bench: &Bench) -> Process {
+    let target = bench.agent("target", "0x1");
+    target.malloc("m0", VOLUME_MIB, 512);
+    target.call(
+        "bdev_delay_create",
+        json!({"base_bdev_name": "m0", "name": "slow1", "avg_read_latency": 0,
+            "p99_read_latency": 0, "avg_write_latency": 0, "p99_write_latency": 0}),
+    );
+    target.call("bdev_error_create", json!({"base_name": "slow1"}));
+    target.aio("s0", &bench.file("store", 256), 512);
+    target.store("store0", "s0", CHUNK_KIB);
+    target.volume("vol0", "EE_slow1", "store0", &json!({"policy": "off"}));
+    target
+}
+
+fn slow_master(target: &Process, kind: &str, latency: Duration) {
+    for which in ["avg", "p99"] {
+        let params = json!({"delay_bdev_name": "slow1", "latency_type": format!("{which}_{kind}"),
+            "latency_us": latency.as_micros() as u64});
+        target.call("bdev_delay_update_latency", params);
+    }
+}
+
+fn copy_rate(target: &Process, mbytes_per_sec: u64) {
+    let params = json!({"volume": "vol0", "copy_mbytes_per_sec": mbytes_per_sec});
+    target.call("presnap_set_policy", params);
+}
+
+/// Fails when a copy that could not be read counts as one, or when the reason does not name the master.
+#[test]
+fn a_master_that_cannot_be_read_fails_the_snapshot_and_no_write() {
+    let bench = Bench::new();
+    let target = failing_master(&bench);
+    let mut writer = Writer::fill(&bench, &target, &["vol0"]);
+    writer.start(8, 1000);
+    copy_rate(&target, 8);
+    target.snapshot_cut("vol0", "a");
+    // The load reads nothing, so a copy gets it.
+    inject_into(&target, "EE_slow1", "read", "failure", 1);
+    let snapshot = assert_failed(&target, "a");
+    let reason = snapshot["reason"].as_str().expect("a reason");
+    assert!(reason.contains("master"), "names the side: {reason}");
+    copy_rate(&target, 0);
+    writer.progress(200);
+    writer.stop();
+    assert_eq!(target.io("vol0", "read", 0, 4096, 0)["ok"], true, "one error, and it is over");
+    assert_well(&target, &writer);
+    target.stop();
+}
+
+/// A write that the master fails is the initiator's to know of; the snapshot that completes meanwhile has no
+/// part in it, and the next one has what the master has.
+///
+/// Fails when the status of a write does not come through, and when a failed write leaves its chunk clean.
+#[test]
+fn a_write_that_the_master_fails_reaches_the_initiator_and_nothing_else() {
+    let bench = Bench::new();
+    let target = failing_master(&bench);
+    Writer::fill(&bench, &target, &["vol0"]);
+    let before = target.dump("vol0");
+    copy_rate(&target, 8);
+    target.snapshot_cut("vol0", "a");
+    let chunk_bytes = u64::from(CHUNK_KIB) << 10;
+    let write = |chunk: u64| target.io("vol0", "write", chunk * chunk_bytes, 4096, 0xa1);
+    inject_into(&target, "EE_slow1", "write", "failure", 3);
+    // At the end, which is not copied yet.
+    for chunk in 500..503 {
+        let failed = write(chunk);
+        assert_eq!(failed["ok"], false, "{failed}");
+    }
+    let chunks: Vec<u64> = (503..506).collect();
+    for chunk in &chunks {
+        assert_eq!(write(*chunk)["ok"], true);
+    }
+    let state = target.get_snapshot("vol0", "a").expect("there");
+    assert_eq!(state["state"], "completing", "too late to show anything: {state}");
+    copy_rate(&target, 0);
+    assert_eq!(target.snapshot_ended("vol0", "a")["state"], "complete");
+    assert!(target.dump("vol0@a") == before, "the snapshot has later writes in it");
+    let mut expected = before;
+    for chunk in chunks {
+        expected[(chunk * chunk_bytes) as usize..][..4096].fill(0xa1);
+    }
+    assert!(target.dump("vol0") == expected, "the volume");
+    // Of a failed write nobody knows what the master has of it: its chunk is dirty.
+    let next = target.snapshot("vol0", "next");
+    assert_eq!(next["chunks"]["required"], 6, "{next}");
+    assert!(target.dump("vol0@next") == expected, "the next snapshot is not the volume");
+    target.check_slots();
+    target.stop();
+}
+
+/// Seconds for each read, then for each write: what waits is what has to.
+///
+/// Fails when a write is not parked while its chunk is read, when a snapshot does not wait for the
+/// writes from before its cut, and when a write waits for longer than `parked_us_max`.
+#[test]
+fn a_master_that_takes_seconds_holds_up_no_more_than_it_must() {
+    let bench = Bench::new();
+    let target = failing_master(&bench);
+    Writer::fill(&bench, &target, &["vol0"]);
+    target.snapshot("vol0", "base");
+    let chunk_bytes = u64::from(CHUNK_KIB) << 10;
+    let params = |chunk: u64, fill: u8| {
+        json!({"bdev": "vol0", "op": "write", "offset": chunk * chunk_bytes, "bytes": 8192,
+            "fill": fill})
+    };
+    let write = |chunk: u64, fill: u8| target.call_start("test_io", params(chunk, fill));
+    let works = |call: std::thread::JoinHandle<_>| {
+        let answer: Result<Value, presnap::rpc::RpcError> = call.join().expect("no panic");
+        let result = answer.expect("answered");
+        assert_eq!(result["ok"], true, "{result}");
+    };
+    for chunk in 0..8 {
+        works(write(chunk, 0xa1));
+    }
+    let mut expected = target.dump("vol0");
+
+    slow_master(&target, "read", Duration::from_secs(2));
+    target.snapshot_cut("vol0", "reads");
+    let started = Instant::now();
+    let (waits, passes) = (write(7, 0xb2), write(100, 0xb2));
+    works(passes);
+    assert!(started.elapsed() < Duration::from_secs(1), "a clean chunk waits for nothing");
+    works(waits);
+    assert!(started.elapsed() > Duration::from_secs(1), "it was to be preserved");
+    assert_eq!(target.snapshot_ended("vol0", "reads")["state"], "complete");
+    slow_master(&target, "read", Duration::ZERO);
+    assert!(target.dump("vol0@reads") == expected, "the snapshot has later writes in it");
+    let mut put = |chunk: u64, fill: u8| {
+        expected[(chunk * chunk_bytes) as usize..][..8192].fill(fill);
+        expected.clone()
+    };
+    put(7, 0xb2);
+    put(100, 0xb2);
+
+    // One is under way at the cut; the next to the same chunk has to wait for its end, and can.
+    slow_master(&target, "write", Duration::from_secs(2));
+    let commands = || target.stats()["commands"]["write"].as_u64().expect("a count");
+    let submitted = |before: u64| {
+        wait_for("the write to be submitted", Duration::from_secs(10), || {
+            (commands() > before).then_some(())
+        });
+    };
+    let before = commands();
+    let first = write(3, 0xc3);
+    submitted(before);
+    target.snapshot_cut("vol0", "writes");
+    let second = write(3, 0xd4);
+    works(first);
+    works(second);
+    assert_eq!(target.snapshot_ended("vol0", "writes")["state"], "complete");
+    let held = target.dump("vol0@writes");
+    let whole = put(3, 0xc3);
+    assert!(held == whole, "the write that was under way at the cut, and not the one after it");
+    put(3, 0xd4);
+
+    // Longer than a write may wait: the snapshot is given up.
+    slow_master(&target, "write", Duration::from_secs(8));
+    let before = commands();
+    let first = write(4, 0xe5);
+    submitted(before);
+    target.snapshot_cut("vol0", "given-up");
+    let started = Instant::now();
+    let second = write(4, 0xf6);
+    let snapshot = assert_failed(&target, "given-up");
+    assert!(started.elapsed() < Duration::from_secs(7), "after {:?}", started.elapsed());
+    let reason = snapshot["reason"].as_str().expect("a reason");
+    assert!(reason.contains("master"), "what it waited for: {reason}");
+    slow_master(&target, "write", Duration::ZERO);
+    works(first);
+    works(second);
+    let volume = put(4, 0xf6);
+    assert_eq!(target.snapshot("vol0", "next")["state"], "complete");
+    assert!(target.dump("vol0") == volume && target.dump("vol0@next") == volume);
+    target.check_slots();
     target.stop();
 }

@@ -80,6 +80,31 @@ impl Command {
     }
 }
 
+/// A connection as it is before the first PDU.
+pub fn connection(port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(ANSWER_MAX))?;
+    stream.set_write_timeout(Some(ANSWER_MAX))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// The PDU that asks for the connection to be initialized.
+pub fn initialize_request() -> [u8; 128] {
+    let mut request = [0; 128];
+    request[2] = 128;
+    request[4..8].copy_from_slice(&128_u32.to_le_bytes());
+    request
+}
+
+/// A connection that waits for commands.
+pub fn negotiated(port: u16) -> io::Result<TcpStream> {
+    let mut stream = connection(port)?;
+    stream.write_all(&initialize_request())?;
+    stream.read_exact(&mut [0; 128])?;
+    Ok(stream)
+}
+
 struct Queue {
     stream: TcpStream,
     next: u16,
@@ -92,23 +117,18 @@ impl Queue {
         host: &str,
         queue: u16,
         id: u16,
+        keep_alive_ms: u32,
     ) -> Result<(Self, u16), Error> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(ANSWER_MAX))?;
-        stream.set_nodelay(true)?;
-        let mut this = Self { stream, next: 0 };
-        let mut request = [0; 128];
-        request[2] = 128;
-        request[4..8].copy_from_slice(&128_u32.to_le_bytes());
-        this.stream.write_all(&request)?;
-        this.stream.read_exact(&mut [0; 128])?;
+        let mut this = Self { stream: negotiated(port)?, next: 0 };
         let mut data = vec![0; 1024];
         data[..16].copy_from_slice(&[7; 16]);
         data[16..18].copy_from_slice(&id.to_le_bytes());
         data[256..256 + subsystem.len()].copy_from_slice(subsystem.as_bytes());
         data[512..512 + host.len()].copy_from_slice(host.as_bytes());
-        let command =
-            Command::fabrics(1).with(42, &queue.to_le_bytes()).with(44, &31_u16.to_le_bytes());
+        let command = Command::fabrics(1)
+            .with(42, &queue.to_le_bytes())
+            .with(44, &31_u16.to_le_bytes())
+            .with(48, &keep_alive_ms.to_le_bytes());
         let (result, _) = this.run(&command, &data, 0)?;
         Ok((this, result as u16))
     }
@@ -197,13 +217,24 @@ pub const BLOCK: usize = 512;
 impl Initiator {
     /// Connects to a subsystem on this machine.
     pub fn connect(port: u16, subsystem: &str, host: &str) -> Result<Self, Error> {
-        let (mut admin, id) = Queue::connect(port, subsystem, host, 0, CONTROLLER_ANY)?;
+        Self::connect_kept_alive(port, subsystem, host, 0)
+    }
+
+    /// The same; if it says nothing for that long the target may end it (0: never). SPDK rounds up to 10 s.
+    pub fn connect_kept_alive(
+        port: u16,
+        subsystem: &str,
+        host: &str,
+        keep_alive_ms: u32,
+    ) -> Result<Self, Error> {
+        let (mut admin, id) =
+            Queue::connect(port, subsystem, host, 0, CONTROLLER_ANY, keep_alive_ms)?;
         // Controller Configuration: 64-byte and 16-byte queue entries, enabled.
         let enable = Command::fabrics(0)
             .with(44, &0x14_u32.to_le_bytes())
             .with(48, &0x0046_0001_u64.to_le_bytes());
         admin.run(&enable, &[], 0)?;
-        let (io, _) = Queue::connect(port, subsystem, host, 1, id)?;
+        let (io, _) = Queue::connect(port, subsystem, host, 1, id, 0)?;
         Ok(Self { admin, io })
     }
 
@@ -231,6 +262,39 @@ impl Initiator {
     /// Writes whole blocks of namespace 1.
     pub fn write(&mut self, lba: u64, data: &[u8]) -> Result<(), Error> {
         self.io.run(&Self::range(1, lba, data.len() / BLOCK), data, 0).map(drop)
+    }
+
+    /// Submits writes of 4 KiB each, one after the other from there on, and waits for none.
+    pub fn write_and_go_on(&mut self, lba: u64, commands: u64, fill: u8) -> Result<(), Error> {
+        for number in 0..commands {
+            let at = lba + number * (IN_CAPSULE_BYTES / BLOCK) as u64;
+            let command = Self::range(1, at, IN_CAPSULE_BYTES / BLOCK);
+            self.io.submit(&command, &[fill; IN_CAPSULE_BYTES], 0)?;
+        }
+        Ok(())
+    }
+
+    /// Submits a read, and comes back when some of its answer is there to be read.
+    pub fn read_and_leave_it(&mut self, lba: u64, blocks: usize) -> Result<(), Error> {
+        self.io.submit(&Self::range(2, lba, blocks), &[], blocks * BLOCK)?;
+        self.io.stream.peek(&mut [0])?;
+        Ok(())
+    }
+
+    /// The connection of the I/O queue, or of the admin queue, for what no command is.
+    pub fn stream(&mut self, admin: bool) -> &mut TcpStream {
+        let queue = if admin { &mut self.admin } else { &mut self.io };
+        &mut queue.stream
+    }
+
+    /// Whether the target has ended both connections; waits for that, for a time.
+    pub fn is_ended(&mut self) -> bool {
+        let mut rest = Vec::new();
+        let mut ended = |queue: &mut Queue| {
+            let read = queue.stream.read_to_end(&mut rest);
+            read.map_or_else(|error| error.kind() == io::ErrorKind::ConnectionReset, |_| true)
+        };
+        ended(&mut self.io) && ended(&mut self.admin)
     }
 
     /// Compares whole blocks and writes others if they are equal, as one command of two fused ones.

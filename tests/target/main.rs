@@ -38,6 +38,7 @@ mod fused;
 mod harness;
 mod harness_works;
 mod history;
+mod hostile;
 mod initiator;
 mod kill;
 mod layers;

@@ -16,13 +16,14 @@ const SOON: Duration = Duration::from_secs(20);
 const SPAN: u64 = 1024;
 
 /// A host that writes until it is told to stop or gets an error.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(Vec<u8>, bool)>,
 }
 
 impl Load {
-    fn start(subsystem: &Subsystem) -> Self {
+    /// Starts one on a namespace of zeros.
+    pub fn start(subsystem: &Subsystem) -> Self {
         // What each 4 KiB hold: the last value acknowledged, 0 if none.
         Self::start_on(subsystem, vec![0; SPAN as usize])
     }
@@ -51,17 +52,19 @@ impl Load {
     }
 
     /// What is held, and whether all commands were well.
-    fn finish(self) -> (Vec<u8>, bool) {
+    pub fn finish(self) -> (Vec<u8>, bool) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("no panic")
     }
 }
 
-fn connect(subsystem: &Subsystem) -> Initiator {
+/// A host that is connected.
+pub fn connect(subsystem: &Subsystem) -> Initiator {
     Initiator::connect(subsystem.ports[0], &subsystem.nqn, HOST).expect("connected")
 }
 
-fn check(subsystem: &Subsystem, held: &[u8]) {
+/// Asserts that a namespace holds what a load has left.
+pub fn check(subsystem: &Subsystem, held: &[u8]) {
     let mut host = connect(subsystem);
     for (at, value) in held.iter().enumerate().filter(|(_, value)| **value != 255) {
         let read = host.read(at as u64 * 8, 8).expect("read");
