@@ -21,7 +21,7 @@ Examples:
   presnap report --workloads 10 --threads 8
 
 Needs no target. Writes report.html (opens in any browser, without network), summary.json, and the traces that
-it makes up. With six traces and two cores it takes the better part of an hour; --quick takes minutes.";
+it makes up. With six traces and two cores --quick takes a quarter of an hour, and all of it some hours.";
 
 /// What to replay for the report.
 #[allow(clippy::doc_markdown, reason = "these comments are the help text, shown as they are")]
