@@ -106,23 +106,28 @@ impl Trace {
     /// # Errors
     /// When the file cannot be read or is in none of the formats.
     pub fn open(path: &Path, disk: Option<&str>) -> Result<Self, TraceError> {
-        let failed = |problem: String, remedy| TraceError {
-            path: path.to_owned(),
-            line: 0,
-            problem,
-            remedy,
-        };
-        let unreadable =
-            |error: std::io::Error| failed(error.to_string(), "check its name and permissions");
-        let file = File::open(path).map_err(unreadable)?;
+        let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+        Self::read_from(path, file, disk)
+    }
+
+    /// The same for what a file holds; `path` names it in errors.
+    ///
+    /// # Errors
+    /// When it cannot be read or is in none of the formats.
+    pub fn read_from(
+        path: &Path,
+        file: impl Read + 'static,
+        disk: Option<&str>,
+    ) -> Result<Self, TraceError> {
         let mut file = BufReader::with_capacity(1 << 16, file);
-        let head = file.fill_buf().map_err(unreadable)?;
+        let head = file.fill_buf().map_err(|error| unreadable(path, &error))?;
         if head.starts_with(&GZIP_MAGIC) {
-            return Err(failed("it is packed with gzip".into(), "unpack it with gunzip first"));
+            let problem = "it is packed with gzip".into();
+            return Err(failed(path, problem, "unpack it with gunzip first"));
         }
         let reader: Box<dyn Read> = if head.starts_with(&ZSTD_MAGIC) {
             let decoder = zstd::Decoder::with_buffer(file)
-                .map_err(|error| failed(error.to_string(), "check that it is complete"))?;
+                .map_err(|error| failed(path, error.to_string(), "check that it is complete"))?;
             Box::new(decoder)
         } else {
             Box::new(file)
@@ -208,6 +213,14 @@ impl Trace {
             return Ok(Some(TraceRecord { time_us, kind, offset_bytes, length_bytes }));
         }
     }
+}
+
+fn failed(path: &Path, problem: String, remedy: &'static str) -> TraceError {
+    TraceError { path: path.to_owned(), line: 0, problem, remedy }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> TraceError {
+    failed(path, error.to_string(), "check its name and permissions")
 }
 
 impl Iterator for Trace {
