@@ -1,6 +1,7 @@
 //! `presnap replay`: what a policy is worth on a trace. Runs in this process and needs no target.
 #![allow(clippy::cast_precision_loss, reason = "shares and times are for people to read")]
 
+use std::mem::discriminant;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use super::{Console, Failure, pretty, render};
 use crate::monitor::{FEATURE_NAMES, FEATURES};
 use crate::predict::model::{Model, fingerprint};
 use crate::replay::policies::{PolicyContext, duration_us};
-use crate::replay::{PolicySpec, Progress, ReplayOptions, Report, Schedule, replay};
+use crate::replay::{PolicySpec, Progress, ReplayOptions, Report, Schedule, replay_all};
 
 pub(super) const HELP: &str = "\
 Examples:
@@ -113,44 +114,68 @@ pub(super) fn run(
     let model = model.map_err(|error| Failure::refused(error.to_string()))?;
     let mut reports = Vec::new();
     for trace in &args.traces {
-        for &spec in &policies {
-            let context = PolicyContext {
-                path: trace,
-                disk: args.disk.as_deref(),
-                chunk_bytes: args.chunk_size_kib << 10,
-                schedule,
-                schedule_known: args.schedule_known,
-                model: &model,
-            };
-            let policy =
-                spec.policy(&context).map_err(|error| Failure::refused(error.to_string()))?;
-            let options = ReplayOptions {
+        let context = PolicyContext {
+            path: trace,
+            disk: args.disk.as_deref(),
+            chunk_bytes: args.chunk_size_kib << 10,
+            schedule,
+            schedule_known: args.schedule_known,
+            model: &model,
+        };
+        let mut of_trace = vec![None; policies.len()];
+        for places in families(&policies) {
+            // They differ in their thresholds only: one predictor serves them all.
+            let first = policies[places[0]];
+            let companion = first.companion(&context);
+            let companion = companion.map_err(|error| Failure::refused(error.to_string()))?;
+            let options = places.iter().map(|&place| ReplayOptions {
                 disk: args.disk.clone(),
                 chunk_bytes: context.chunk_bytes,
                 schedule,
                 staging_chunks_max: args.staging_chunks_max,
                 copy_bytes_per_s_max: args.copy_mbytes_per_sec,
-                ..ReplayOptions::new(policy)
-            };
+                ..ReplayOptions::new(policies[place].policy_with(companion.as_ref(), &context))
+            });
             let began = Instant::now();
-            let label = format!("{} {spec}", trace.display());
+            let label = match places.len() {
+                1 => format!("{} {first}", trace.display()),
+                count => format!("{} {first} and {} more", trace.display(), count - 1),
+            };
             let mut show = |progress: Progress| {
                 if console.err_is_terminal {
                     let line = progress_line(&label, progress, began.elapsed().as_secs_f64());
                     let _ = write!(console.err, "{ERASE}{line}").and_then(|()| console.err.flush());
                 }
             };
-            let result = replay(trace, options, &mut show);
+            let result = replay_all(trace, options.collect(), &mut show);
             if console.err_is_terminal {
                 let _ = write!(console.err, "{ERASE}").and_then(|()| console.err.flush());
             }
-            reports.push(result.map_err(|error| Failure::refused(error.to_string()))?);
+            let family = result.map_err(|error| Failure::refused(error.to_string()))?;
+            for (place, report) in places.into_iter().zip(family) {
+                of_trace[place] = Some(report);
+            }
         }
+        reports.extend(of_trace.into_iter().flatten());
     }
     if json {
         return Ok(pretty(&Value::Array(reports.iter().map(to_json).collect())));
     }
     Ok(reports.chunk_by(|a, b| a.trace == b.trace).map(table).collect::<Vec<_>>().join("\n"))
+}
+
+/// Places of the policies that differ in their settings only, together.
+fn families(policies: &[PolicySpec]) -> Vec<Vec<usize>> {
+    let mut families: Vec<Vec<usize>> = vec![];
+    for (place, spec) in policies.iter().enumerate() {
+        let is_kin =
+            |family: &&mut Vec<usize>| discriminant(&policies[family[0]]) == discriminant(spec);
+        match families.iter_mut().find(is_kin) {
+            Some(family) => family.push(place),
+            None => families.push(vec![place]),
+        }
+    }
+    families
 }
 
 /// Back to the line's begin, and erase it.
@@ -229,6 +254,13 @@ mod tests {
         let line = progress_line("t idle", Progress { done_us: 25, span_us: 100 }, 2.0);
         assert_eq!(line, "t idle: 25%, 6 s left");
         assert_eq!(progress_line("t", Progress { done_us: 0, span_us: 100 }, 2.0), "t");
+    }
+
+    #[test]
+    fn policies_of_a_kind_are_replayed_together() {
+        let policies = ["rate:0.1", "off", "rate:0.2", "idle:1s"]
+            .map(|text| text.parse().expect("well formed"));
+        assert_eq!(families(&policies), [vec![0, 2], vec![1], vec![3]]);
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl Predictor for Deadline {
         let bytes_per_s = context.copy_bytes_per_s_max.unwrap_or(FREE_BYTES_PER_S).max(1);
         let takes_s = context.work_bytes as f32 / bytes_per_s as f32 * EARLIER + EARLIER_S;
         // Not knowing the time, it is the mean of what is possible.
-        let left_s = context.forecast.expect(|in_us| in_us as f32 / 1e6);
+        let left_s = context.forecast.mean_s();
         let begins = left_s <= takes_s;
         prediction.clear();
         let race = context.race();

@@ -45,8 +45,9 @@ pub const WINDOWS: usize = 4;
 /// The windows, in microseconds: 10 s, 1 min, 5 min, 15 min.
 pub const WINDOWS_US: [u64; WINDOWS] = [10_000_000, 60_000_000, 300_000_000, 900_000_000];
 
-/// Waiting is weighed for a minute: enough for a copier that gives way to foreground commands.
-const HORIZON_US: u64 = 60_000_000;
+/// Waiting is weighed for so long: enough for a copier that gives way to foreground commands, and short, since
+/// what is copied long before an expected snapshot is often modified before it.
+const HORIZON_US: u64 = 20_000_000;
 
 /// And for longer if copying all there is to copy takes long: so many times that.
 const EARLIER: f32 = 2.0;
