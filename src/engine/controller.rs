@@ -14,7 +14,7 @@ use super::events::Micros;
 use super::scores::Score;
 
 /// The threshold stays between these: nearly all is staged at the one, nearly nothing at the other.
-const THRESHOLD_MIN: f32 = 0.05;
+const THRESHOLD_MIN: f32 = 0.005;
 const THRESHOLD_MAX: f32 = 0.95;
 
 /// A step makes the odds so many times larger or smaller: five steps from 0.5 to 0.88.

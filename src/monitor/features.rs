@@ -89,6 +89,7 @@ pub(super) struct Output {
     modified: Vec<bool>,
     age_us: Vec<u64>,
     decayed: Vec<[f32; SCALES]>,
+    window_bytes: Vec<f32>,
     /// Decayed windows per region, of the tick being made.
     regions: ChunkMap<f32>,
 }
@@ -105,6 +106,7 @@ impl Output {
             modified: &self.modified,
             age_us: &self.age_us,
             decayed: &self.decayed,
+            window_bytes: &self.window_bytes,
         }
     }
 
@@ -116,6 +118,7 @@ impl Output {
         self.modified.clear();
         self.age_us.clear();
         self.decayed.clear();
+        self.window_bytes.clear();
         self.regions.clear();
     }
 
@@ -127,6 +130,7 @@ impl Output {
             + self.modified.capacity()
             + self.age_us.capacity() * 8
             + self.decayed.capacity() * size_of::<[f32; SCALES]>()
+            + self.window_bytes.capacity() * 4
             + self.regions.capacity() * 8 / 7 * (size_of::<(u32, f32)>() + 1)
     }
 }
@@ -185,6 +189,7 @@ impl Monitor {
             out.modified.push(row.writes > 0);
             out.age_us.push(age_us);
             out.decayed.push(row.decayed);
+            out.window_bytes.push(row.window_bytes.unwrap_or_default());
         }
         for &slot in &out.slots {
             let row = &mut self.rows[slot as usize];
@@ -207,6 +212,9 @@ impl Row {
         if self.writes == 0 {
             return;
         }
+        let bytes = self.bytes as f32;
+        let usual = self.window_bytes.get_or_insert(bytes);
+        *usual += (bytes - *usual) * GAP_STEP;
         if let Some(before_us) = self.modified_window_us.replace(now_us) {
             let gap = log_seconds(now_us.saturating_sub(before_us));
             let usual = self.gap_log2.get_or_insert(gap);

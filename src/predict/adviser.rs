@@ -3,6 +3,8 @@
 //! The same on the running target and in a replay: both give it the volume's commands and cuts, let
 //! it look at the volume once per tick, and pass its advice on to the engine.
 
+use std::f32::consts::LN_2;
+
 use super::{Context, ModelState, Prediction, Predictor, SnapshotTimes, WINDOWS};
 use crate::monitor::{Access, HALF_LIVES_S, Monitor, MonitorOptions, Tick};
 
@@ -11,6 +13,9 @@ const SOONEST_MAX: usize = 1024;
 
 /// Of [`HALF_LIVES_S`], that of the heat that users are shown: about four minutes.
 const HEAT_SCALE: usize = 2;
+
+/// Of [`HALF_LIVES_S`], that of the rate at which a copy is taken to be overwritten: half a minute.
+const PART_SCALE: usize = 1;
 
 /// What is thought of one chunk.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,9 +113,9 @@ impl Adviser {
         terms: &Terms,
         lacking_bytes: impl Fn(u32) -> Option<u64>,
     ) -> Advice {
-        let tick_us = self.monitor.options().tick_us;
+        let MonitorOptions { tick_us, chunk_bytes, .. } = *self.monitor.options();
         let tick = self.monitor.tick(now_us);
-        let sight = Sight::new(&tick, &mut self.times, terms, lacking_bytes);
+        let sight = Sight::new(&tick, chunk_bytes, &mut self.times, terms, lacking_bytes);
         self.predictor.step(&tick, &sight.context, &mut self.prediction);
         sight.advice(&tick, tick_us, &self.prediction)
     }
@@ -124,12 +129,16 @@ pub struct Sight {
     /// Of each row, what a copy would move.
     lacking: Vec<Option<u64>>,
     scores_staged: bool,
+    /// Probability of a snapshot that leaves no time to wait, and its mean time from now in seconds.
+    soon: (f32, f32),
+    chunk_bytes: u64,
 }
 
 impl Sight {
     /// Looks at each chunk of `tick` once, as [`Adviser::tick`] does.
     pub fn new(
         tick: &Tick<'_>,
+        chunk_bytes: u32,
         times: &mut SnapshotTimes,
         terms: &Terms,
         lacking_bytes: impl Fn(u32) -> Option<u64>,
@@ -141,7 +150,18 @@ impl Sight {
             work_bytes: lacking.iter().flatten().sum(),
             copy_bytes_per_s_max: terms.copy_bytes_per_s_max,
         };
-        Self { context, lacking, scores_staged: terms.scores_staged }
+        let (scores_staged, soon) = (terms.scores_staged, context.race().soon());
+        Self { context, lacking, scores_staged, soon, chunk_bytes: u64::from(chunk_bytes) }
+    }
+
+    /// Share of a first copy made now that is right at the next snapshot, if that is expected soon. A
+    /// chunk written every second has no copy that lasts, and still one that lacks some blocks is refreshed far
+    /// sooner after the cut than a whole one is made.
+    fn part_kept(&self, tick: &Tick<'_>, row: usize) -> f32 {
+        let (probability, in_s) = self.soon;
+        let per_s = tick.decayed[row][PART_SCALE] * LN_2 / HALF_LIVES_S[PART_SCALE];
+        let overwritten = per_s * in_s * tick.window_bytes[row] / self.chunk_bytes as f32;
+        probability * (1.0 - overwritten).max(0.0)
     }
 
     /// What follows from what is predicted of the same tick.
@@ -152,8 +172,12 @@ impl Sight {
         let mut advice = Advice { chunks: Vec::with_capacity(tick.len()), ..Advice::default() };
         let mut soonest = Vec::new();
         for (row, &chunk) in tick.rows.iter().enumerate() {
-            let (score, p_modify) = (prediction.score[row], prediction.p_modify[row]);
+            let (mut score, p_modify) = (prediction.score[row], prediction.p_modify[row]);
             if let Some(bytes) = self.lacking[row] {
+                // Who says 0 knows: there is nothing to be had from a copy now.
+                if bytes >= self.chunk_bytes && score > 0.0 {
+                    score = score.max(self.part_kept(tick, row));
+                }
                 if bytes > 0 || self.scores_staged {
                     advice.scores.push((chunk, score));
                 }
@@ -206,6 +230,29 @@ mod tests {
         assert_eq!(advice.chunks.len(), 3);
         let terms = Terms { scores_staged: true, ..Terms::default() };
         assert_eq!(chunks(&adviser.tick(5_000_000, &terms, lacking)), [1, 3]);
+    }
+
+    #[test]
+    fn of_what_is_written_all_the_time_a_copy_is_made_in_time_if_parts_of_it_last() {
+        // Chunk 1 gets a block every second, chunk 2 is written as a whole.
+        let score = |chunk: u64, bytes: u64, lacking: u64, planned_s: u64| {
+            let mut adviser = Adviser::new(Box::new(Rate), MonitorOptions::new(100, 1 << 18));
+            let terms =
+                Terms { planned_us: Some((30 + planned_s) * 1_000_000), ..Terms::default() };
+            let mut advice = Advice::default();
+            for second in 0..30 {
+                let at_us = second * 1_000_000 + 500_000;
+                let access = Access::new(chunk << 18, bytes, AccessKind::Modify, at_us, 1 << 18);
+                adviser.record(&access);
+                advice = adviser.tick(at_us + 500_000, &terms, |_| Some(lacking));
+            }
+            advice.scores[0].1
+        };
+        let (block, whole) = (4096, 1 << 18);
+        assert!(score(1, block, whole, 5) > 0.9, "{}", score(1, block, whole, 5));
+        assert!(score(1, block, whole, 60) < 0.1, "long before: {}", score(1, block, whole, 60));
+        assert!(score(1, block, block, 5) < 0.1, "a refresh: {}", score(1, block, block, 5));
+        assert!(score(2, whole, whole, 5) < 0.1, "{}", score(2, whole, whole, 5));
     }
 
     #[test]

@@ -89,6 +89,14 @@ impl Race {
         Self { within, beyond, any_time_per_s, waits_us }
     }
 
+    /// Probability of a snapshot that leaves no time to wait, and its mean time from now in seconds.
+    pub fn soon(&self) -> (f32, f32) {
+        let probability: f32 = self.within.iter().map(|(_, probability)| probability).sum();
+        let sum_s: f32 =
+            self.within.iter().map(|(us, probability)| probability * *us as f32 / 1e6).sum();
+        (probability, sum_s / probability.max(f32::MIN_POSITIVE))
+    }
+
     /// Times that survival is asked for: those of snapshots, and then all waits.
     pub fn times_us(&self) -> impl Iterator<Item = u64> {
         self.within.iter().map(|(in_us, _)| *in_us).chain(self.waits_us.iter().copied())

@@ -94,11 +94,12 @@ impl Scorer {
         let began = Instant::now();
         self.terms.planned_us = next_us.filter(|_| self.schedule_known);
         let lacking_bytes = |chunk| gate.lacking_bytes(ChunkIndex(chunk));
-        let (times, terms, tick_us) = (&mut self.times, &self.terms, self.tick_us);
+        let (times, terms) = (&mut self.times, &self.terms);
+        let (tick_us, chunk_bytes) = (self.tick_us, self.chunk_bytes);
         let advice = self.companion.tick(
             now_us,
             |tick| {
-                let sight = Sight::new(tick, times, terms, lacking_bytes);
+                let sight = Sight::new(tick, chunk_bytes, times, terms, lacking_bytes);
                 let context = sight.context.clone();
                 (sight, context)
             },

@@ -36,8 +36,8 @@ const POLICY: Param = Param::choice(
 const POLICY_DEFAULT: &str = "\"idle\"";
 const THRESHOLD: Param = Param::share(
     "threshold",
-    "Score from which on policies `deadline`, `rate`, `likely` and `lstm` stage a chunk; 0: 0.5, which \
-     with `rate` and `lstm` is moved by itself, down when a snapshot takes longer than \
+    "Score from which on policies `deadline`, `rate`, `likely` and `lstm` stage a chunk; 0: 0.5, or \
+     with `rate` and `lstm` 0.1, which then is moved by itself, down when a snapshot takes longer than \
      `snapshot_target_ms`, up when too much is copied in vain or the staging limit is reached.",
 );
 const WINDOW: Param = Param::integer(

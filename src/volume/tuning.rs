@@ -3,8 +3,11 @@
 use crate::engine::controller::Aims;
 use crate::engine::{PolicyKind, Score, Settings};
 
-/// Where the threshold begins unless it is set.
-const THRESHOLD_DEFAULT: f32 = 0.5;
+/// Where the threshold begins unless it is set: a copy that lacks at the cut costs as much as nine made in vain.
+const THRESHOLD_OF_WORTH: f32 = 0.1;
+
+/// The same where scores do not say what a copy is worth.
+const THRESHOLD_OF_OTHERS: f32 = 0.5;
 
 /// When staged copies are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub struct Tuning {
     /// Rest before an idle chunk is staged.
     pub idle_ms: u64,
     /// Score from which on a chunk is staged, where a predictor gives scores; `None`: it begins at
-    /// [`THRESHOLD_DEFAULT`] and, where that helps, is moved by what comes of it.
+    /// [`THRESHOLD_OF_WORTH`] and is moved by what comes of it, or is [`THRESHOLD_OF_OTHERS`].
     pub threshold: Option<Score>,
     /// Time between snapshots, as a predictor is told; 0: it learns that from past ones.
     pub window_ms: u64,
@@ -78,14 +81,17 @@ impl Tuning {
 
     /// The threshold that is set, or that it begins with.
     fn threshold(self) -> Score {
-        self.threshold.unwrap_or_else(|| Score::of(THRESHOLD_DEFAULT))
+        let begins = if self.scores_are_worth() { THRESHOLD_OF_WORTH } else { THRESHOLD_OF_OTHERS };
+        self.threshold.unwrap_or_else(|| Score::of(begins))
+    }
+
+    fn scores_are_worth(self) -> bool {
+        matches!(self.predictor(), Some(PredictorKind::Rate | PredictorKind::Lstm))
     }
 
     /// What the threshold is moved for, unless it is fixed.
     fn aims(self) -> Option<Aims> {
-        // The others' scores do not say what a copy is worth.
-        let is_worth = matches!(self.predictor()?, PredictorKind::Rate | PredictorKind::Lstm);
-        (is_worth && self.threshold.is_none()).then(|| Aims {
+        (self.scores_are_worth() && self.threshold.is_none()).then(|| Aims {
             threshold: self.threshold(),
             complete_us_max: (self.snapshot_target_ms != 0)
                 .then_some(self.snapshot_target_ms * 1000),

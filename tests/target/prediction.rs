@@ -116,7 +116,7 @@ fn threads(target: &Process) -> Vec<String> {
 #[test]
 fn chunks_that_rest_are_staged_by_score_and_adopted() {
     let bench = Bench::new();
-    let more = json!({"policy": "rate", "threshold": 0.5, "window_ms": 30_000});
+    let more = json!({"policy": "rate", "threshold": 0.02});
     let target = volume_with(&bench, &more);
     for chunk in 10..20 {
         write(&target, chunk, 0x31);
@@ -133,7 +133,7 @@ fn chunks_that_rest_are_staged_by_score_and_adopted() {
     assert_eq!(predictor["active_chunks"], 11, "{predictor}");
     let (cold, hot) = (chunk(&target, 10), chunk(&target, 100));
     let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{cold} {hot}"));
-    assert!(number(&cold["score"]) >= 0.5 && number(&hot["score"]) < 0.5, "{cold} {hot}");
+    assert!(number(&cold["score"]) >= 0.02 && number(&hot["score"]) < 0.02, "{cold} {hot}");
     let within = |chunk: &Value| number(&chunk["p_modify"]["within_1_min"]);
     assert!(within(&cold) < within(&hot), "{cold} {hot}");
     assert_eq!((&cold["valid"], &hot["valid"]), (&json!(true), &json!(false)));
@@ -248,7 +248,7 @@ fn the_model_serves_on_one_thread_of_its_own() {
     let model = &predictor["model"];
     assert_eq!((&model["version"], &model["learned"]), (&json!(1), &json!(false)), "{model}");
     assert!(predictor["tick_last_us"].as_u64() > Some(0), "{predictor}");
-    assert_eq!(predictor["threshold"], 0.5);
+    assert_eq!(predictor["threshold"], 0.1);
 
     let mut with = threads(&target);
     let at = with.iter().position(|name| name == "presnap-predict").expect("a thread");
