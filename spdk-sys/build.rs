@@ -56,7 +56,7 @@ fn fail(why: &str) -> ! {
 fn compile_shim(spdk: &Path) {
     cc::Build::new()
         .files(
-            ["env", "bdev", "module", "command", "rpc", "nvmf"]
+            ["env", "stack", "bdev", "module", "command", "rpc", "nvmf"]
                 .map(|name| format!("shim/{name}.c")),
         )
         // A system directory: the warnings below are for our code, not for SPDK's headers.

@@ -149,6 +149,19 @@ psc_os_thread_set_cpus(const uint32_t *cpus, size_t count)
 	return sched_setaffinity(0, sizeof(set), &set) == 0 ? 0 : -errno;
 }
 
+uint32_t
+psc_reactor_cpu(void)
+{
+	/* UINT32_MAX (LCORE_ID_ANY) off the reactors. */
+	return spdk_env_get_current_core();
+}
+
+void
+psc_exit_now(int status)
+{
+	_exit(status);
+}
+
 static void
 app_shutdown(void)
 {

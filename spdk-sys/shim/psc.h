@@ -125,6 +125,55 @@ void psc_poller_unregister(struct spdk_poller *poller);
  * the reactors' as far as any are left.
  */
 int psc_os_thread_set_cpus(const uint32_t *cpus, size_t count);
+/* The CPU that the calling reactor runs on, or UINT32_MAX where that is none. */
+uint32_t psc_reactor_cpu(void);
+/* Ends the process at once: nothing is closed, no handler of exit() runs. */
+void psc_exit_now(int status);
+
+/* ---- stacks of other OS threads ---------------------------------------------------------------- */
+
+enum { PSC_STACK_WORDS_MAX = 4096, PSC_STACK_REGISTERS = 33 };
+
+struct psc_stack {
+	uint32_t state;
+	int32_t os_thread; /* that was asked */
+	uint64_t mark;     /* what the thread's mark was when it wrote the rest */
+	uint64_t pc;	   /* where it was */
+	uint64_t sp;
+	uint64_t registers[PSC_STACK_REGISTERS]; /* by their numbers in DWARF; those without are 0 */
+	uint64_t from;				 /* address of the first word */
+	uint32_t count;
+	uint64_t words[PSC_STACK_WORDS_MAX]; /* of the stack, innermost first */
+};
+
+/* Once, before the others: takes the signal SIGURG. 0 or a negative errno. */
+int psc_stack_install(void);
+/*
+ * From now on the calling OS thread writes its stacks there, with what *mark is then; both live for ever. The answer is
+ * its number, for the next one. Cheap when it was the same before.
+ */
+int32_t psc_stack_of_this_thread(struct psc_stack *stack, const uint64_t *mark);
+/*
+ * Has an OS thread write its stack, which it does as soon as it runs outside the kernel. 0 or a negative errno;
+ * -EBUSY while it has not done so since it was asked before.
+ */
+int psc_stack_ask(struct psc_stack *stack, int32_t os_thread);
+/* Whether it has; then the rest may be read until it is asked again. */
+bool psc_stack_take(struct psc_stack *stack);
+/* What the signal handler does: copies what is on a stack from `sp` on, which must be between `low` and `end`. */
+void psc_stack_copy(struct psc_stack *stack, uint64_t sp, uint64_t low, uint64_t end);
+
+/* How to find callers (.eh_frame_hdr and what it refers to), of the program or a library. */
+struct psc_unwind_tables {
+	uint64_t header;
+	uint64_t header_len;
+	/* The part of memory that both are in; it is never written. */
+	uint64_t segment;
+	uint64_t segment_len;
+};
+
+/* Those for code at an address. Not from a signal handler: it takes the loader's lock. */
+bool psc_unwind_tables_at(uint64_t pc, struct psc_unwind_tables *tables);
 
 /* ---- app --------------------------------------------------------------------------------------- */
 

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::rpc::METHODS;
 use crate::rpc::objects::{
-    ChunkPage, Export, Latency, PaceStats, Policy, PredictorStats, Scrub, ScrubState, Snapshot,
-    SnapshotState, Stats, Store, StoreState, Volume, VolumeState, VolumeStats,
+    ChunkPage, Export, Latency, PaceStats, Policy, PredictorStats, ReactorStats, Scrub, ScrubState,
+    Snapshot, SnapshotState, Stats, Store, StoreState, Volume, VolumeState, VolumeStats,
 };
 use crate::rpc::schema::{Method, Reply};
 
@@ -357,8 +357,29 @@ fn policy(policy: &Policy) -> String {
 }
 
 fn stats(stats: &Stats) -> String {
-    let texts: Vec<_> = stats.volumes.iter().map(volume_stats).collect();
+    let mut texts: Vec<_> = stats.volumes.iter().map(volume_stats).collect();
+    let stalled: Vec<_> = stats.reactors.iter().filter(|reactor| reactor.stalls > 0).collect();
+    if !stalled.is_empty() {
+        texts.push(pairs(&stalled.into_iter().map(reactor_stats).collect::<Vec<_>>()));
+    }
     texts.join("\n")
+}
+
+fn reactor_stats(stats: &ReactorStats) -> (&'static str, String) {
+    let own = stats.stalls.saturating_sub(stats.preempted);
+    let up_to = |count: u64, ms: u64| match count {
+        0 => String::new(),
+        _ => format!(", up to {}", duration_ms(ms)),
+    };
+    let (own_ms, preempted_ms) = (stats.longest_ms, stats.longest_preempted_ms);
+    let text = format!(
+        "core {} stood still {own} times by itself{}; had no CPU {} times{}",
+        stats.core,
+        up_to(own, own_ms),
+        stats.preempted,
+        up_to(stats.preempted, preempted_ms)
+    );
+    ("reactor", text)
 }
 
 fn volume_stats(stats: &VolumeStats) -> String {

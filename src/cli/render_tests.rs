@@ -132,7 +132,12 @@ fn stats_have_a_block_per_volume() {
     );
     assert!(text.contains("\npreserve    -\n"), "{text}");
     assert!(text.contains("p99 212 us"), "{text}");
-    assert_eq!(super::stats(&Stats { volumes: vec![] }), "");
+    let reactor =
+        "core 0 stood still 1 times by itself, up to 14 ms; had no CPU 2 times, up to 37 ms";
+    assert!(text.ends_with(&format!("\n\nreactor  {reactor}\n")), "{text}");
+    stats.reactors[0].stalls = 0;
+    assert!(!super::stats(&stats).contains("reactor"), "all is well");
+    assert_eq!(super::stats(&Stats { volumes: vec![], reactors: vec![] }), "");
 }
 
 #[test]

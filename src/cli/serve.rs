@@ -57,10 +57,28 @@ pub struct ServeOptions {
     #[arg(long, value_enum, default_value_t = LogLevel::Notice)]
     pub log_level: LogLevel,
 
+    /// Report a reactor that stands still for longer, in ms; 0: do not look. See "A reactor that stands
+    /// still" in docs/operating.md
+    #[arg(long, value_name = "MS", default_value_t = STALL_MS)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    pub stall_ms: u32,
+
+    /// Time for a stop, in seconds: what has not ended then is named, and the process ended with
+    /// status 1; 0: as long as it takes
+    #[arg(long, value_name = "SECONDS", default_value_t = STOP_SECONDS)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub stop_seconds: u32,
+
     /// JSON-RPC socket to listen on: the value of `--socket`.
     #[arg(skip)]
     pub socket: PathBuf,
 }
+
+/// A reactor that stands still for longer is reported, in milliseconds: a hundred times what a command takes.
+const STALL_MS: u32 = 10;
+
+/// A stop takes no longer, in seconds: as much as service managers give it, or less.
+const STOP_SECONDS: u32 = 60;
 
 /// Core numbers, ascending, none twice.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,12 +5,14 @@ use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
 use super::serve::{LogLevel, ServeOptions};
 use crate::rpc::handlers;
 use crate::spdk::app::{self, AppOptions};
+use crate::spdk::watchdog;
 use crate::volume::hooks;
 use crate::volume::predictor::PREDICTOR_CPUS;
 use crate::volume::store_host::CATALOG_CPUS;
@@ -46,12 +48,20 @@ pub fn run(options: &ServeOptions) -> Result<(), String> {
         trace_entries: options.num_trace_entries,
         no_pci: options.no_pci,
         wait_for_rpc: options.wait_for_rpc,
+        stop_within: (options.stop_seconds > 0)
+            .then(|| Duration::from_secs(options.stop_seconds.into())),
         quiet: matches!(options.log_level, LogLevel::Error | LogLevel::Warn),
         env_args: options.hugepage_dir.as_ref().map(|dir| format!("--huge-dir={}", dir.display())),
         ..AppOptions::default()
     };
     let socket = Rc::new(options.socket.clone());
+    let stall = Duration::from_millis(options.stall_ms.into());
     let started = move || {
+        // Before the volumes, so that it ends after them.
+        if !stall.is_zero() {
+            let cpus = PREDICTOR_CPUS.get().or_else(|| CATALOG_CPUS.get());
+            watchdog::start(stall, cpus.map(Vec::as_slice));
+        }
         hooks::started();
         tracing::info!(socket = %socket.display(), "presnap is ready");
     };

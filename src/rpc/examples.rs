@@ -7,10 +7,10 @@ use uuid::Uuid;
 use super::objects::{
     Address, BlockMapHex, ByteCounts, CalibrationBin, CalibrationStats, CatalogUse, Chunk,
     ChunkCounts, ChunkPage, CommandCounts, Consistency, CopyStats, DamagedSlot, Export, Latency,
-    ModelStats, PModify, PaceStats, ParkedStats, Policy, PredictorStats, Progress, RecordStats,
-    Scrub, ScrubState, SlotCounts, Snapshot, SnapshotState, SnapshotStats, SnapshotTimes,
-    StagingStats, Stats, Store, StoreState, StoreVolume, ThresholdChange, Volume, VolumeChunks,
-    VolumeState, VolumeStats, rfc3339,
+    ModelStats, PModify, PaceStats, ParkedStats, Policy, PredictorStats, Progress, ReactorStats,
+    RecordStats, Scrub, ScrubState, SlotCounts, Snapshot, SnapshotState, SnapshotStats,
+    SnapshotTimes, StagingStats, Stats, Store, StoreState, StoreVolume, ThresholdChange, Volume,
+    VolumeChunks, VolumeState, VolumeStats, rfc3339,
 };
 use super::params::PolicyName;
 use super::schema::Reply;
@@ -266,6 +266,13 @@ impl Stats {
                         ],
                     }],
                 }),
+            }],
+            reactors: vec![ReactorStats {
+                core: 0,
+                stalls: 3,
+                preempted: 2,
+                longest_ms: 14,
+                longest_preempted_ms: 37,
             }],
         }
     }

@@ -7,7 +7,7 @@
 //! - [`doc`] writes docs/rpc.md, the help of a method, and `scripts/presnap_rpc.py`.
 //! - [`Client`] calls any method of a target over its socket. It alone does I/O.
 //!
-//! Nothing here but the handlers touches SPDK, and nothing depends on a thread.
+//! Nothing here but the handlers and the statistics touches SPDK, and nothing depends on a thread.
 
 pub mod doc;
 #[cfg(feature = "spdk")]
@@ -22,6 +22,8 @@ mod decode;
 mod error;
 mod examples;
 mod params;
+#[cfg(feature = "spdk")]
+mod statistics;
 
 pub use client::{Client, ClientError};
 pub use decode::decode;

@@ -309,6 +309,21 @@ objects! {
     Stats {
         /// One entry per volume.
         volumes: Vec<VolumeStats>,
+        /// One entry per reactor; none with `--stall-ms 0`.
+        reactors: Vec<ReactorStats>,
+    }
+    /// Times that a reactor stood still for longer than `--stall-ms`.
+    ReactorStats {
+        /// The CPU it runs on.
+        core: u32,
+        /// Stalls of both sorts.
+        stalls: u64,
+        /// Of these, those during which the machine had taken the CPU away.
+        preempted: u64,
+        /// The longest stall that was the reactor's own doing.
+        longest_ms: u64,
+        /// The longest that was the machine's.
+        longest_preempted_ms: u64,
     }
     /// Counters of one volume.
     VolumeStats {

@@ -1,17 +1,18 @@
 //! The SPDK application: start, shutdown.
 
-use std::ffi::{CString, NulError, c_void};
+use std::ffi::{CString, NulError, c_int, c_void};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use spdk_sys as sys;
 
 use super::executor::{self, LocalFuture};
 use super::thread::Thread;
-use super::{bdev, bdev_module, guard, rpc};
+use super::{bdev, bdev_module, guard, rpc, stopping};
 
 /// SPDK's own default.
 pub const RPC_ADDR_DEFAULT: &str = "/var/tmp/spdk.sock";
@@ -46,6 +47,8 @@ pub struct AppOptions {
     pub wait_for_rpc: bool,
     /// Let SPDK log warnings and errors only.
     pub quiet: bool,
+    /// How long a stop may take before the process is ended; `None`: as long as it takes.
+    pub stop_within: Option<Duration>,
     /// More arguments for DPDK's environment layer.
     pub env_args: Option<String>,
 }
@@ -65,6 +68,7 @@ impl Default for AppOptions {
             single_file_segments: false,
             wait_for_rpc: false,
             quiet: false,
+            stop_within: None,
             env_args: None,
         }
     }
@@ -98,6 +102,8 @@ type Hook = Box<dyn FnOnce() -> LocalFuture<()> + Send>;
 
 static SHUTDOWN_HOOKS: Mutex<Vec<Hook>> = Mutex::new(Vec::new());
 static STOPPING: AtomicBool = AtomicBool::new(false);
+/// As [`run`] was told.
+static STOP_WITHIN: OnceLock<Option<Duration>> = OnceLock::new();
 
 fn shutdown_hooks() -> MutexGuard<'static, Vec<Hook>> {
     SHUTDOWN_HOOKS.lock().unwrap_or_else(PoisonError::into_inner)
@@ -114,7 +120,7 @@ static CALLS: sys::psr_calls = sys::psr_calls {
     psr_app_started: Some(psr_app_started),
     psr_app_shutdown: Some(psr_app_shutdown),
     psr_desc_event: Some(bdev::psr_desc_event),
-    psr_module_init: Some(bdev_module::psr_module_init),
+    psr_module_init: Some(psr_module_init),
     psr_module_fini_start: Some(bdev_module::psr_module_fini_start),
     psr_module_fini: Some(bdev_module::psr_module_fini),
     psr_module_config_json: Some(bdev_module::psr_module_config_json),
@@ -151,6 +157,8 @@ pub fn run(options: &AppOptions, on_start: impl FnOnce() + 'static) -> Result<i3
         return Err(AppError::Again);
     }
 
+    let _ = STOP_WITHIN.set(options.stop_within);
+
     let pointer = |text: &Option<CString>| text.as_ref().map_or(std::ptr::null(), |t| t.as_ptr());
     let raw = sys::psc_app_opts {
         name: name.as_ptr(),
@@ -178,6 +186,7 @@ pub fn run(options: &AppOptions, on_start: impl FnOnce() + 'static) -> Result<i3
         sys::psc_umask_private();
         sys::psc_app_run(&raw const raw, (&raw mut start).cast())
     };
+    stopping::end();
     if !shares_memory {
         remove_hugepage_files();
     }
@@ -239,6 +248,17 @@ extern "C" fn psr_app_started(ctx: *mut c_void) {
     });
 }
 
+/// SPDK has its signal handlers in place by now, and the first device may hang after this.
+extern "C" fn psr_module_init() -> c_int {
+    guard("stop", || {
+        let within = STOP_WITHIN.get().copied().flatten();
+        if let Err(error) = stopping::install(within) {
+            tracing::warn!(%error, "a stop that hangs is not ended");
+        }
+    });
+    bdev_module::psr_module_init()
+}
+
 /// SIGINT or SIGTERM came.
 extern "C" fn psr_app_shutdown() {
     guard("shutdown", || stop_here(0));
@@ -259,13 +279,16 @@ fn stop_here(rc: i32) {
     if STOPPING.swap(true, Ordering::SeqCst) {
         return;
     }
+    stopping::begin();
     executor::spawn(async move {
         loop {
             let hook = shutdown_hooks().pop();
             let Some(hook) = hook else { break };
             hook().await;
         }
+        stopping::step("answers to RPC requests are awaited");
         rpc::drain().await;
+        stopping::step("SPDK is closing its subsystems, and waits for commands on bdevs to end");
         // SAFETY: on the app thread, after start; once.
         unsafe { sys::psc_app_stop(rc) };
     })

@@ -36,6 +36,9 @@
 //! Completions may run inside `submit` of the same channel (SPDK retries commands from within
 //! completions), so never hold a `RefCell` borrow across `complete`, `forward` or `get_buf`.
 //!
+//! # Time
+//! [`watchdog`] reports what keeps a reactor too long, with its stack. [`stopping`] ends the process when a stop does not.
+//!
 //! # Versions
 //! SPDK 20.07 up to today's; all differences are in `spdk-sys/shim`. Facts about 20.07 that callers
 //! meet:
@@ -73,7 +76,9 @@ pub mod load;
 pub mod nvmf;
 pub mod poller;
 pub mod rpc;
+pub mod stopping;
 pub mod thread;
+pub mod watchdog;
 pub mod zcopy;
 
 pub use bdev::{BdevEvent, BdevInfo, Desc, IoChannel, IoType, Part};

@@ -62,6 +62,13 @@ impl Poller {
     }
 }
 
+impl Poller {
+    /// Whether this code runs on its thread, and so may drop it.
+    pub fn is_local(&self) -> bool {
+        self.thread.is_current()
+    }
+}
+
 impl Drop for Poller {
     fn drop(&mut self) {
         assert!(self.thread.is_current(), "a poller is dropped on its own thread");

@@ -18,6 +18,7 @@ use crate::spdk::bdev_module::{self, ModuleHooks};
 use crate::spdk::executor::{self, LocalFuture};
 use crate::spdk::json::JsonWriter;
 use crate::spdk::nvmf;
+use crate::spdk::stopping;
 
 static HOOKS: ModuleHooks = ModuleHooks {
     init: None,
@@ -133,7 +134,7 @@ fn config_json(w: &mut JsonWriter) {
     }
 }
 
-/// How long the shutdown waits for one subsystem, volume or store before it goes on without.
+/// How long the shutdown waits for one subsystem, volume or store at most before it goes on without.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Initiators are disconnected, volumes save what a later start may trust, then stores are closed. A
@@ -144,30 +145,38 @@ async fn shut_down() {
     for subsystem in nvmf::subsystems() {
         let nqn = subsystem.nqn.clone();
         let ended = executor::spawn(async move { nvmf::destroy(&subsystem.nqn).await });
-        match executor::timeout(CLOSE_TIME_MAX, ended).await {
-            Some(Ok(())) => {}
-            Some(Err(error)) => tracing::warn!(nqn, %error, "subsystem not removed"),
-            None => tracing::error!(nqn, "subsystem not removed in time"),
+        if let Some(Err(error)) = in_time(format!("subsystem '{nqn}'"), ended).await {
+            tracing::warn!(nqn, %error, "subsystem not removed");
         }
     }
     let volumes: Vec<_> = world().volumes.borrow().values().rev().map(Rc::clone).collect();
     for volume in volumes {
-        let name = volume.name();
+        let what = format!("volume '{}'", volume.name());
         let detached = executor::spawn(async move { volume.detach().await });
-        if executor::timeout(CLOSE_TIME_MAX, detached).await.is_none() {
-            tracing::error!(volume = name, "volume not closed in time; the next snapshot compares");
+        if in_time(what, detached).await.is_none() {
+            tracing::error!("it is not saved; its next snapshot compares");
         }
     }
+    stopping::step("the predictor's thread is being ended");
     predictor::stop().await;
     let stores: Vec<_> = world().stores.borrow().values().map(Rc::clone).collect();
     for store in stores {
-        let name = store.name.clone();
+        let what = format!("store '{}'", store.name);
         let closed = executor::spawn(async move { store.close().await });
-        if executor::timeout(CLOSE_TIME_MAX, closed).await.is_none() {
-            tracing::error!(
-                store = name,
-                "store not closed in time; it is repaired at the next load"
-            );
+        if in_time(what, closed).await.is_none() {
+            tracing::error!("it is repaired at its next load");
         }
     }
+}
+
+/// Waits for the end of one thing, or goes on without.
+async fn in_time<T>(what: String, closed: impl Future<Output = T>) -> Option<T> {
+    stopping::step(format!("{what} is being closed"));
+    let within = stopping::time_for_step(CLOSE_TIME_MAX);
+    let done = executor::timeout(within, closed).await;
+    if done.is_none() {
+        tracing::error!(within_ms = within.as_millis() as u64, "{what} not closed in time");
+        stopping::leave_behind(what);
+    }
+    done
 }

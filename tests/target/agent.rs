@@ -51,6 +51,7 @@ fn process() {
     rpc::register("test_io", |params| async { io(rpc::params(params)?).await });
     rpc::register("test_load_start", |params| async { load_start(rpc::params(params)?).await });
     rpc::register("test_load_stop", |params| async { load_stop(rpc::params(params)?).await });
+    rpc::register("test_block", |params| async { block(rpc::params(params)?).await });
     rpc::register("test_predictor_dies", |_| async {
         presnap::volume::predictor::let_it_die();
         Ok(json!(true))
@@ -68,6 +69,8 @@ fn process() {
         num_trace_entries: Some(0),
         wait_for_rpc: false,
         log_level: LogLevel::Notice,
+        stall_ms: 10,
+        stop_seconds: 60,
         socket: PathBuf::from(socket),
     };
     cli::serve(&options).expect("served");
@@ -91,6 +94,46 @@ fn open(bdev: &str, writable: bool) -> Result<IoChannel, RpcError> {
 
 fn buffer(len: usize) -> Result<DmaBuf, RpcError> {
     DmaBuf::zeroed(len, 4096).map_err(|error| refused("memory", error))
+}
+
+// ---- reactors that stand still ------------------------------------------------------------------
+
+#[derive(Deserialize)]
+struct Block {
+    /// 0 for the first reactor, and so on.
+    reactor: usize,
+    ms: u64,
+    /// Sleep in the kernel instead of computing.
+    sleep: bool,
+}
+
+/// Blocks a reactor: the first one before the answer, others after it.
+async fn block(params: Block) -> Result<Value, RpcError> {
+    let Block { reactor, ms, sleep } = params;
+    let block = move || if sleep { sleep_on_a_reactor(ms) } else { stand_still(ms) };
+    if reactor == 0 {
+        block();
+        return Ok(json!(true));
+    }
+    let all = thread::all().await;
+    let mut groups = all.into_iter().filter(|thread| thread.name().contains("poll_group"));
+    let thread = groups.nth(reactor).ok_or_else(|| RpcError::invalid_params("no such reactor"))?;
+    thread.send(block);
+    Ok(json!(true))
+}
+
+#[inline(never)]
+fn stand_still(ms: u64) {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(ms) {
+        std::hint::black_box(ms);
+    }
+}
+
+#[inline(never)]
+fn sleep_on_a_reactor(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+    std::hint::black_box(ms);
 }
 
 // ---- whole bdevs --------------------------------------------------------------------------------

@@ -636,6 +636,23 @@ impl Process {
         self.check_no_core(status);
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        signal(self.child.as_ref().expect("running"), name);
+    }
+
+    /// Waits for its end, whatever that is like.
+    pub fn ended(mut self, within: Duration) -> std::process::ExitStatus {
+        let what = format!("{} ends", self.name);
+        let status = wait_for(&what, within, || {
+            let child = self.child.as_mut().expect("running");
+            child.try_wait().expect("a child")
+        });
+        self.child = None;
+        self.check_no_core(status);
+        status
+    }
+
     /// Stops it as power cuts do.
     pub fn kill(mut self) {
         let mut child = self.child.take().expect("running");
