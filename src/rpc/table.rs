@@ -622,8 +622,13 @@ pub const METHODS: &[Method] = &[
             },
             ErrorCase {
                 errno: Errno::Busy,
-                when: "the snapshot is not readable yet",
-                remedy: "wait until its create request has made it consistent",
+                when: "the snapshot is not readable yet, or another request is just ending its export",
+                remedy: "wait until its create request has made it consistent; try again",
+            },
+            ErrorCase {
+                errno: Errno::TimedOut,
+                when: "it was not there within 10 s, because a reactor does not answer",
+                remedy: "see the log and `presnap stats`; nothing of it stays, ask again",
             },
             STORE_GONE,
         ],
@@ -655,6 +660,16 @@ pub const METHODS: &[Method] = &[
                 when: "there is no such snapshot, or it is not exported",
                 remedy: "see `presnap snapshot list`",
             },
+            ErrorCase {
+                errno: Errno::Busy,
+                when: "another request is just making or ending the export",
+                remedy: "try again",
+            },
+            ErrorCase {
+                errno: Errno::TimedOut,
+                when: "it has not ended within 10 s, because a host's command or a reactor does not come back",
+                remedy: "wait: it ends when they do; see the log and `presnap snapshot list`",
+            },
         ],
         command: Command {
             path: &["snapshot", "unexport"],
@@ -666,7 +681,8 @@ pub const METHODS: &[Method] = &[
     Method {
         name: "presnap_get_stats",
         summary: "Counters and latencies of volumes.",
-        details: "Counts run from the creation of the volume, or from the last reset.",
+        details: "Counts run from the creation of the volume, or from the last reset; those of reactors \
+                  from the start, or from the last reset of every volume.",
         params: &[
             VOLUME.or_else("every volume"),
             Param::flag("reset", "Start counting anew after this reply."),
@@ -674,7 +690,7 @@ pub const METHODS: &[Method] = &[
         one_of: &[],
         example: r#"{"volume": "vol0"}"#,
         reply: Reply::Stats,
-        reply_doc: "One entry per volume.",
+        reply_doc: "One entry per volume, and one per reactor.",
         errors: &[NO_VOLUME],
         command: Command {
             path: &["stats"],

@@ -3,7 +3,9 @@
 //! What is exported is asked of SPDK's NVMe-oF target, not remembered: `save_config` saves its
 //! subsystems, and other RPCs may change them.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::failure::{Failure, Sort};
@@ -19,6 +21,10 @@ const EVICT_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Pause between two tries.
 const EVICT_PAUSE: Duration = Duration::from_millis(1);
+
+/// How long an export may take to begin or to end. It needs every reactor, and its end the commands of hosts: what hangs
+/// there is answered with an error, and goes on by itself.
+const CHANGE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Model number of the subsystems made here: it is saved and comes back with them.
 const MODEL: &str = "presnap snapshot";
@@ -59,6 +65,34 @@ impl ExportRequest {
         exported.nqn == self.nqn
             && exported.address.as_ref().map(place) == Some(place(&self.address))
             && hosts(&exported.hosts) == hosts(&self.hosts)
+    }
+}
+
+thread_local! {
+    /// Bdevs whose export is being made or ended.
+    static CHANGING: RefCell<BTreeSet<String>> = RefCell::default();
+}
+
+/// The right to make or end the export of a bdev; given back when dropped.
+struct Change(String);
+
+impl Change {
+    async fn take(bdev: &str) -> Result<Self, Failure> {
+        let started = Instant::now();
+        while !CHANGING.with_borrow_mut(|changing| changing.insert(bdev.to_owned())) {
+            if started.elapsed() > CHANGE_TIME_MAX {
+                let what = format!("an export of '{bdev}' is just being made or ended; try again");
+                return Err(Failure::new(Sort::Busy, what));
+            }
+            executor::sleep(EVICT_PAUSE).await;
+        }
+        Ok(Self(bdev.to_owned()))
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        CHANGING.with_borrow_mut(|changing| changing.remove(&self.0));
     }
 }
 
@@ -110,6 +144,7 @@ pub async fn create(
             format!("snapshot '{bdev}' is not readable yet; wait until it is consistent"),
         ));
     }
+    let change = Change::take(&bdev).await?;
     if let Some(exported) = find(&bdev) {
         if request.asks_for(&exported) {
             return Ok(exported);
@@ -122,16 +157,6 @@ pub async fn create(
                  first",
                 exported.nqn
             ),
-        ));
-    }
-    if is_own(&request.nqn, 0) {
-        // Somebody took its namespace out.
-        nvmf::destroy(&request.nqn).await.map_err(|error| refused(&bdev, &request, error))?;
-    }
-    if nvmf::exists(&request.nqn) {
-        return Err(Failure::new(
-            Sort::Exists,
-            format!("subsystem '{}' exists; choose another nqn for '{bdev}'", request.nqn),
         ));
     }
     let uuid = record.uuid.into_bytes();
@@ -153,10 +178,49 @@ pub async fn create(
             uuid,
         }],
     };
-    nvmf::create(&spec).await.map_err(|error| refused(&bdev, &request, error))?;
+    let nqn = request.nqn.clone();
+    let given_up = Rc::new(Cell::new(false));
+    let making = executor::spawn(make(change, spec, request, Rc::clone(&given_up)));
+    let Some(made) = executor::timeout(CHANGE_TIME_MAX, making).await else {
+        given_up.set(true);
+        return Err(Failure::new(
+            Sort::TimedOut,
+            format!(
+                "the export of snapshot '{bdev}' in '{nqn}' was not there within {} s and is given up: a reactor \
+                 does not answer (`presnap stats` and the log say which); nothing of it stays when it does",
+                CHANGE_TIME_MAX.as_secs()
+            ),
+        ));
+    };
+    made?;
     find(&bdev).ok_or_else(|| {
         Failure::new(Sort::Io, format!("snapshot '{bdev}' is not in its subsystem; see the log"))
     })
+}
+
+async fn make(
+    change: Change,
+    spec: SubsystemSpec,
+    request: ExportRequest,
+    given_up: Rc<Cell<bool>>,
+) -> Result<(), Failure> {
+    let bdev = &change.0;
+    if is_own(&request.nqn, 0) {
+        // Somebody took its namespace out.
+        nvmf::destroy(&request.nqn).await.map_err(|error| refused(bdev, &request, error))?;
+    }
+    if nvmf::exists(&request.nqn) {
+        return Err(Failure::new(
+            Sort::Exists,
+            format!("subsystem '{}' exists; choose another nqn for '{bdev}'", request.nqn),
+        ));
+    }
+    nvmf::create(&spec).await.map_err(|error| refused(bdev, &request, error))?;
+    if given_up.get() {
+        let undone = nvmf::destroy(&request.nqn).await;
+        tracing::warn!(bdev, nqn = request.nqn, ?undone, "export that came too late is taken back");
+    }
+    Ok(())
 }
 
 fn refused(bdev: &str, request: &ExportRequest, error: Errno) -> Failure {
@@ -202,15 +266,26 @@ pub async fn evict(bdev: &str) {
     let started = Instant::now();
     loop {
         let Some(exported) = find(bdev) else { return };
-        let left = if is_own(&exported.nqn, 1) {
-            nvmf::destroy(&exported.nqn).await
-        } else {
-            nvmf::remove_ns(&exported.nqn, exported.nsid).await
+        let nqn = exported.nqn.clone();
+        let leaving = executor::spawn(async move {
+            if is_own(&exported.nqn, 1) {
+                nvmf::destroy(&exported.nqn).await
+            } else {
+                nvmf::remove_ns(&exported.nqn, exported.nsid).await
+            }
+        });
+        let Some(left) = executor::timeout(EVICT_TIME_MAX, leaving).await else {
+            tracing::error!(
+                bdev,
+                nqn,
+                "bdev does not leave its subsystem: commands have not ended"
+            );
+            return;
         };
         match left {
             Ok(()) => {}
             Err(error) if started.elapsed() > EVICT_TIME_MAX => {
-                tracing::error!(bdev, nqn = exported.nqn, %error, "bdev stays in its subsystem");
+                tracing::error!(bdev, nqn, %error, "bdev stays in its subsystem");
                 return;
             }
             Err(_) => executor::sleep(EVICT_PAUSE).await,
@@ -223,20 +298,33 @@ pub async fn evict(bdev: &str) {
 /// # Errors
 /// See `presnap_snapshot_unexport` in docs/rpc.md.
 pub async fn remove(bdev: &str) -> Result<(), Failure> {
+    let change = Change::take(bdev).await?;
     let exported = find(bdev).ok_or_else(|| {
         Failure::new(Sort::NotFound, format!("snapshot '{bdev}' is not exported; nothing to end"))
     })?;
-    let namespaces = nvmf::namespaces(&exported.nqn).unwrap_or_default();
-    let result = if namespaces.len() == 1 {
-        nvmf::destroy(&exported.nqn).await
-    } else {
-        // Somebody put other namespaces beside it.
-        nvmf::remove_ns(&exported.nqn, exported.nsid).await
-    };
-    result.map_err(|error| {
-        Failure::new(
-            Sort::Io,
-            format!("export '{}' of '{bdev}' does not end: {error}", exported.nqn),
-        )
-    })
+    let nqn = exported.nqn.clone();
+    let ending = executor::spawn(async move {
+        let _change = change;
+        let namespaces = nvmf::namespaces(&exported.nqn).unwrap_or_default();
+        if namespaces.len() == 1 {
+            nvmf::destroy(&exported.nqn).await
+        } else {
+            // Somebody put other namespaces beside it.
+            nvmf::remove_ns(&exported.nqn, exported.nsid).await
+        }
+    });
+    match executor::timeout(CHANGE_TIME_MAX, ending).await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) => {
+            Err(Failure::new(Sort::Io, format!("export '{nqn}' of '{bdev}' does not end: {error}")))
+        }
+        None => Err(Failure::new(
+            Sort::TimedOut,
+            format!(
+                "export '{nqn}' of '{bdev}' has not ended within {} s: a host's command or a reactor does not come \
+                 back; it ends when they do, and `presnap snapshot list` shows when",
+                CHANGE_TIME_MAX.as_secs()
+            ),
+        )),
+    }
 }

@@ -9,7 +9,7 @@ use crate::cut::{CHUNK_KIB, VOLUME_MIB, Window, Writer, assert_cut, cut, slow_do
 use crate::harness::{Bench, Process, wait_for};
 
 /// The volume holds all its writes; the next snapshot is right, and no slot is lost.
-fn assert_well(target: &Process, writer: &Writer<'_>) {
+pub fn assert_well(target: &Process, writer: &Writer<'_>) {
     let volume = target.dump("vol0");
     let now = Window { requested_ns: writer.now_ns(), replied_ns: writer.now_ns() };
     assert_cut("(the volume itself)", &volume, writer, &now);
@@ -46,7 +46,8 @@ fn writes_wait_for_a_slow_store_and_succeed() {
     target.stop();
 }
 
-fn inject(target: &Process, error: &str, count: u32) {
+/// Has the store's bdev end the next writes with an error, or not at all.
+pub fn inject(target: &Process, error: &str, count: u32) {
     inject_into(target, "EE_slow0", "write", error, count);
 }
 
@@ -56,7 +57,7 @@ fn inject_into(target: &Process, name: &str, io_type: &str, error: &str, count: 
 }
 
 /// A volume on a store that is slow and can be made to fail.
-fn failing_store(bench: &Bench) -> Process {
+pub fn failing_store(bench: &Bench) -> Process {
     let target = bench.agent("target", "0x1");
     target.malloc("m0", VOLUME_MIB, 512);
     target.aio("s0", &bench.file("store", 256), 512);

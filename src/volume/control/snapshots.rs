@@ -1,7 +1,7 @@
 //! Snapshots taken and deleted.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -26,6 +26,9 @@ use crate::volume::world::world;
 /// How long an operation waits for what has the volume to itself before it gives up.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(30);
 
+/// How long the answer to a create whose time is up waits for the snapshot to be cleared away.
+const UNDO_WAIT_MAX: Duration = Duration::from_secs(5);
+
 /// Takes a snapshot and waits until it is as far as asked for.
 ///
 /// # Errors
@@ -42,7 +45,8 @@ pub async fn create_snapshot(
         return Err(failure);
     }
     let known = Rc::clone(&volume.known);
-    wait_for_turn(&known).await?;
+    let asked_at = Instant::now();
+    wait_for_turn(&known, timeout.unwrap_or(TURN_WAIT_MAX)).await?;
     let mut plan = known.chain.borrow().plan_create(name, uuid);
     if let Ok(CreatePlan::Retry(seq)) = plan {
         drop_record(&volume.store, &known, seq).await?;
@@ -58,7 +62,7 @@ pub async fn create_snapshot(
     };
     let watch = volume.watch(seq, wait);
     let reached = match timeout {
-        Some(timeout) => executor::timeout(timeout, watch).await,
+        Some(timeout) => executor::timeout(timeout.saturating_sub(asked_at.elapsed()), watch).await,
         None => Some(watch.await),
     };
     let Some(reached) = reached else {
@@ -73,21 +77,19 @@ pub async fn create_snapshot(
                 ),
             ));
         }
+        // Whoever waits for a chunk goes on now.
         volume.abort_snapshot("it was not ready within timeout_ms");
-        let ended = volume.watch(seq, WaitFor::Complete).await;
-        if ended.is_some_and(|record| record.state == SnapshotState::Complete) {
+        let undoing = executor::spawn(clear_away(Rc::clone(&volume), Rc::clone(&known), seq));
+        let end = match executor::timeout(UNDO_WAIT_MAX, undoing).await.transpose()? {
             // It was being committed when the time was up, and that was quicker.
-            let record = known.chain.borrow().get(seq).cloned();
-            return record
-                .map(|record| (Rc::clone(&volume.store), known, record))
-                .ok_or_else(|| gone_meanwhile(volume_name, name));
-        }
-        drop_record(&volume.store, &known, seq).await?;
+            Some(Some(record)) => return Ok((Rc::clone(&volume.store), known, record)),
+            Some(None) => "nothing of it stays, ask again with a longer timeout_ms",
+            None => "what there is of it is cleared away when its store answers again",
+        };
         return Err(Failure::new(
             Sort::TimedOut,
             format!(
-                "snapshot '{name}' of volume '{volume_name}' was not ready within {ms} ms and was \
-                 given up; nothing of it stays, ask again with a longer timeout_ms"
+                "snapshot '{name}' of volume '{volume_name}' was not ready within {ms} ms and was given up; {end}"
             ),
         ));
     };
@@ -105,6 +107,25 @@ pub async fn create_snapshot(
         ));
     }
     Ok((Rc::clone(&volume.store), known, record))
+}
+
+/// Waits for the end of a snapshot that was given up, and deletes it. The record of one that is complete all the same.
+async fn clear_away(
+    volume: Rc<Volume>,
+    known: Rc<KnownVolume>,
+    seq: SnapshotSeq,
+) -> Result<Option<SnapshotRecord>, Failure> {
+    let ended = volume.watch(seq, WaitFor::Complete).await;
+    if ended.is_some_and(|record| record.state == SnapshotState::Complete) {
+        let record = known.chain.borrow().get(seq).cloned();
+        let name = volume.name();
+        return record.map(Some).ok_or_else(|| {
+            let what = format!("a snapshot of volume '{name}' was deleted while it was being made");
+            Failure::new(Sort::NotFound, what)
+        });
+    }
+    drop_record(&volume.store, &known, seq).await?;
+    Ok(None)
 }
 
 fn gone_meanwhile(volume: &str, name: &str) -> Failure {
@@ -163,16 +184,17 @@ fn no_space(volume: &Volume, shortage: Shortage) -> Failure {
     )
 }
 
-async fn wait_for_turn(known: &KnownVolume) -> Result<(), Failure> {
-    let started = std::time::Instant::now();
+async fn wait_for_turn(known: &KnownVolume, at_most: Duration) -> Result<(), Failure> {
+    let at_most = at_most.min(TURN_WAIT_MAX);
+    let started = Instant::now();
     while let Some(work) = known.busy_with.get() {
-        if started.elapsed() > TURN_WAIT_MAX {
+        if started.elapsed() > at_most {
             return Err(Failure::new(
                 Sort::Busy,
                 format!(
                     "volume '{}' is busy for more than {} s: {}; try again",
                     known.name(),
-                    TURN_WAIT_MAX.as_secs(),
+                    at_most.as_secs_f64(),
                     work.words()
                 ),
             ));
@@ -188,7 +210,7 @@ async fn wait_for_turn(known: &KnownVolume) -> Result<(), Failure> {
 /// See `presnap_snapshot_delete` in docs/rpc.md.
 pub async fn delete_snapshot(volume_name: &str, name: &str) -> Result<(), Failure> {
     let (store, known) = world().known_volume(volume_name)?;
-    wait_for_turn(&known).await?;
+    wait_for_turn(&known, TURN_WAIT_MAX).await?;
     // Before a completing one is given up, and once more after that took its time.
     check_not_exported(volume_name, name)?;
     let completing = known.chain.borrow().completing().filter(|r| r.name == name).map(|r| r.seq);
@@ -197,7 +219,7 @@ pub async fn delete_snapshot(volume_name: &str, name: &str) -> Result<(), Failur
         if let Some(volume) = world().attached(&store, id) {
             volume.abort_snapshot("it was deleted while it was being made");
             volume.watch(seq, WaitFor::Complete).await;
-            wait_for_turn(&known).await?;
+            wait_for_turn(&known, TURN_WAIT_MAX).await?;
             if known.chain.borrow().get(seq).is_none() {
                 // It had not come to a cut: whoever asked for it has cleared it away.
                 volume.counters.borrow_mut().deleted += 1;
