@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::spdk::watchdog::unwind::walk;
 
-    const DONE_MAX: Duration = Duration::from_secs(60);
+    const DONE_MAX: Duration = Duration::from_mins(1);
 
     fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
         let started = Instant::now();
